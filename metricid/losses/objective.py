@@ -1,0 +1,309 @@
+"""The training objective: a weighted sum of losses, each on for a part of the training."""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metricid.losses.catalog import LOSSES
+from metricid.losses.center import CenterLoss
+from metricid.losses.checks import OptionError
+from metricid.registry import describe, matches, signature_problems, unknown
+
+Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+GIVEN = ("num_classes", "embedding_dim")
+KEYS: dict[str, Any] = {
+    "name": str,
+    "weight": float,
+    "on": Literal["features", "embedding"],
+    "start": float,
+    "end": float,
+}
+
+
+class ObjectiveOutput(NamedTuple):
+    """What one forward pass of an objective gives.
+
+    Attributes:
+        total: scalar, the weighted sum; call `backward` on it.
+        terms: the loss of each active term, before its weight, detached.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of an objective.
+
+    Attributes:
+        name: under which it is logged.
+        loss: maps (embeddings [B, D], labels [B]) to a scalar.
+        weight: factor in the total.
+        on: 'features' (before the neck) or 'embedding' (after it).
+        start: progress of the training in [0, 1] from which it counts.
+        end: progress until which it counts; the end of the training is part of a window that ends at 1.
+    """
+
+    name: str
+    loss: nn.Module
+    weight: float = 1.0
+    on: Literal["features", "embedding"] = "embedding"
+    start: float = 0.0
+    end: float = 1.0
+
+    def active(self, progress: float) -> bool:
+        """Whether it counts at this progress of the training."""
+        return self.start <= progress and (progress < self.end or self.end >= 1)
+
+
+class Objective(nn.Module):
+    """Weighted sum of losses, each on features or embedding and on for a part of the training.
+
+    A term outside its window is not computed. Its parameters still take part with a gradient of zero, so that
+    optimisers and DistributedDataParallel see the same set of parameters at every step.
+
+    Args:
+        terms: at least one; their names are unique.
+
+    Example:
+        >>> objective = Objective.from_config(
+        ...     [{"loss": "softmax"}, {"loss": "triplet", "on": "features", "start": 0.5}],
+        ...     num_classes=10, feature_dim=32, embedding_dim=16,
+        ... )
+        >>> labels = torch.arange(4) // 2
+        >>> list(objective(torch.randn(4, 32), torch.randn(4, 16), labels, progress=0.1).terms)
+        ['softmax']
+        >>> list(objective(torch.randn(4, 32), torch.randn(4, 16), labels, progress=0.6).terms)
+        ['softmax', 'triplet']
+    """
+
+    def __init__(self, terms: Sequence[Term]):
+        super().__init__()
+        names = [term.name for term in terms]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"an objective needs at least one term and unique names, got {names}")
+        self.terms = tuple(terms)
+        self.losses = nn.ModuleDict({term.name: term.loss for term in terms})
+        self._latest: tuple[Term, ...] = ()
+
+    @classmethod
+    def from_config(
+        cls,
+        terms: Sequence[Mapping[str, Any]],
+        num_classes: int,
+        feature_dim: int,
+        embedding_dim: int,
+    ) -> "Objective":
+        """Builds an objective from the list of a recipe.
+
+        Args:
+            terms: mappings with `loss`, the optional keys of a term (`name`, `weight`, `on`, `start`, `end`)
+                and the options of the loss. Terms without a name are called after their loss (`triplet`,
+                `triplet_2`, ...).
+            num_classes: number of identities; given to the losses that want it.
+            feature_dim: width of the features, before the neck.
+            embedding_dim: width of the embedding, after the neck.
+
+        Raises:
+            ValueError: all problems of the list in one message.
+        """
+        problems = cls.problems(terms)
+        if problems:
+            raise ValueError(
+                "; ".join(f"objective.{path}: {text}".replace(".:", ":") for path, text in problems)
+            )
+        built = []
+        for name, options in zip(_names(terms), terms, strict=True):
+            own = {key: options[key] for key in KEYS if key in options and key != "name"}
+            dim = feature_dim if own.get("on") == "features" else embedding_dim
+            loss = LOSSES.build(_loss_options(options), num_classes=num_classes, embedding_dim=dim)
+            built.append(Term(name=name, loss=loss, **own))
+        return cls(built)
+
+    @staticmethod
+    def problems(terms: Any) -> list[tuple[str, str]]:
+        """What is wrong with the list of a recipe, all at once, without building it.
+
+        Returns:
+            (path, message) pairs; the path is relative to the list: '' for the list itself, '1' for its
+            second term, '1.margin' for an option of it. Empty if `from_config` can build it.
+        """
+        if not isinstance(terms, Sequence) or isinstance(terms, str) or not terms:
+            return [("", "needs a list of at least one term, such as [{loss: softmax}]")]
+        found = []
+        for index, options in enumerate(terms):
+            if not isinstance(options, Mapping):
+                found.append((str(index), f"expected a mapping such as {{loss: softmax}}, got {options!r}"))
+                continue
+            found += [(f"{index}.{key}".rstrip("."), text) for key, text in _term_problems(options)]
+        if not found:
+            found = _name_problems(terms) + _gap_problems(terms)
+        return found
+
+    def forward(
+        self,
+        features: Tensor,
+        embedding: Tensor,
+        labels: Tensor,
+        progress: float,
+        gather: Gather | None = None,
+    ) -> ObjectiveOutput:
+        """Computes the active terms.
+
+        Args:
+            features: [B, F], before the neck.
+            embedding: [B, D], after the neck.
+            labels: [B] int64.
+            progress: share of the training that is done, in [0, 1].
+            gather: joins the batch of all ranks, `(x, labels) -> (x_all, labels_all)`, differentiable in x.
+                Used for losses that compare samples with each other, once for each of features and embedding.
+
+        Raises:
+            ValueError: progress outside [0, 1], or a tensor a loss cannot use.
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress must lie in [0, 1], got {progress}")
+        local = {"features": (features, labels), "embedding": (embedding, labels)}
+        joined: dict[str, tuple[Tensor, Tensor]] = {}
+        total = torch.zeros((), device=embedding.device)
+        values = {}
+        for term in self.terms:
+            if not term.active(progress):
+                total = total + _untouched(term.loss)
+                continue
+            batch = local[term.on]
+            if gather is not None and getattr(term.loss, "pairwise", False):
+                if term.on not in joined:
+                    joined[term.on] = gather(*batch)
+                batch = joined[term.on]
+            value = term.loss(*batch)
+            values[term.name] = value.detach()
+            total = total + term.weight * value
+        self._latest = tuple(term for term in self.terms if term.name in values)
+        return ObjectiveOutput(total, values)
+
+    @torch.no_grad()
+    def after_step(
+        self, features: Tensor, embedding: Tensor, labels: Tensor, gather: Gather | None = None
+    ) -> None:
+        """Moves what no optimiser moves: the centers of `CenterLoss(update='alpha')` terms.
+
+        Call it after an optimiser step, not after a skipped one, with the tensors of the last forward pass;
+        the terms that took part in that pass are updated.
+
+        Args:
+            features: [B, F].
+            embedding: [B, D].
+            labels: [B] int64.
+            gather: as in `forward`; keeps the centers of all ranks equal.
+        """
+        for term in self._latest:
+            if isinstance(term.loss, CenterLoss) and term.loss.update == "alpha":
+                x = features if term.on == "features" else embedding
+                term.loss.update_centers(*(gather(x.detach(), labels) if gather else (x.detach(), labels)))
+
+
+def _untouched(loss: nn.Module) -> Tensor | float:
+    """Zero, with a zero gradient for every trainable parameter; reads none of their values."""
+    return sum(p.flatten()[:0].sum() for p in loss.parameters() if p.requires_grad)
+
+
+def _loss_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in KEYS}
+
+
+def _names(terms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each term: its own, else that of its loss with a number from the second on."""
+    taken = {options["name"] for options in terms if "name" in options}
+    names = []
+    for options in terms:
+        name = options.get("name")
+        if name is None:
+            name, number = options["loss"], 1
+            while name in taken:
+                number += 1
+                name = f"{options['loss']}_{number}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _term_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, message) pairs of one term; the key is '' where the term as a whole is meant."""
+    found = []
+    for key, hint in KEYS.items():
+        if key in options and not matches(options[key], hint):
+            found.append((key, f"expected {describe(hint)}, got {options[key]!r}"))
+    wrong = {key for key, _ in found}
+    if "weight" not in wrong and not 0 <= options.get("weight", 1.0) < math.inf:
+        found.append(("weight", f"must be at least 0, got {options['weight']}"))
+    if not wrong & {"start", "end"}:
+        start, end = options.get("start", 0.0), options.get("end", 1.0)
+        if not 0 <= start < end <= 1:
+            found.append(
+                (
+                    "start" if "start" in options else "end",
+                    f"needs 0 <= start < end <= 1, got {start} to {end}",
+                )
+            )
+    name = options.get("name", "x")
+    if "name" not in wrong and (not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name)):
+        found.append(
+            (
+                "name",
+                f"{name!r} cannot be used: take letters, digits, '_' and '-', and no Python method's name",
+            )
+        )
+    loss = options.get("loss")
+    if not isinstance(loss, str) or loss not in LOSSES.names():
+        return [*found, ("loss", LOSSES.problems({"loss": loss})[0])]
+    return found + _option_problems(LOSSES.get(loss), _loss_options(options))
+
+
+def _option_problems(loss: type, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names, types and ranges of the options of a loss."""
+    allowed = [name for name in inspect.signature(loss).parameters if name not in GIVEN]
+    own = {key: value for key, value in options.items() if key != "loss"}
+    found = [(key, unknown("option", key, allowed + list(KEYS))) for key in own if key not in allowed]
+    own = {key: value for key, value in own.items() if key in allowed}
+    lines = signature_problems(loss, own, GIVEN)
+    if not lines:
+        accepted = inspect.signature(loss).parameters
+        given = {key: 2 for key in GIVEN if key in accepted}
+        try:
+            with torch.device(
+                "meta"
+            ):  # the constructor's own checks, without its memory or its random numbers
+                loss(**own, **given)
+        except OptionError as error:
+            lines = error.problems
+    split = [line.partition(": ") for line in lines]
+    return found + [(key, text) for key, _, text in split]
+
+
+def _name_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    given = [options.get("name") for options in terms]
+    return [
+        (f"{index}.name", f"{name!r} is the name of another term")
+        for index, name in enumerate(given)
+        if name is not None and name in given[:index]
+    ]
+
+
+def _gap_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """A stretch of the training in which no term is on would train nothing."""
+    covered = 0.0
+    windows = sorted((term.get("start", 0.0), term.get("end", 1.0)) for term in terms)
+    for start, end in [*windows, (1.0, 1.0)]:
+        if start > covered:
+            return [("", f"no term is on between {covered:g} and {start:g} of the training")]
+        covered = max(covered, end)
+    return []

@@ -1,0 +1,200 @@
+"""Losses that compare the samples of a batch with each other, as pure functions."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from metricid.losses.checks import check_batch, compute_dtype, no_autocast
+from metricid.mining import batch_all, batch_hard, pair_masks, semi_hard
+
+TripletMiner = Literal["batch_hard", "batch_all", "semi_hard"]
+TripletReduction = Literal["mean", "mean_nonzero"]
+ContrastiveForm = Literal["hadsell", "linear"]
+ContrastiveReduction = Literal["mean", "mean_nonzero", "pairs"]
+
+
+def pairwise_distances(embeddings: Tensor, *, squared: bool = False) -> Tensor:
+    """Euclidean distances between all rows, right also where rows nearly coincide.
+
+    The product behind |x|^2 + |y|^2 - 2 x.y runs in float64 on centered rows: in float32 (or TF32) the
+    cancellation would turn small distances into noise. Equal rows have distance exactly 0, and there the
+    subgradient 0 is taken; any other pair, however close, has the full gradient of unit length (`squared`
+    fades with the distance instead).
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        squared: return d^2 and not d.
+
+    Returns:
+        [B, B], float32 (float64 for float64 input).
+    """
+    dtype = compute_dtype(embeddings)
+    wide = torch.float32 if embeddings.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+    with no_autocast(embeddings):
+        x = embeddings.to(wide)
+        x = x - x.detach().mean(dim=0)
+        norms = x.square().sum(dim=1)
+        square = torch.addmm(norms[None, :], x, x.T, alpha=-2).add_(norms[:, None])
+        rounding = 512 * torch.finfo(wide).eps
+        equal = square.detach() <= rounding * norms.detach()[:, None]
+        square = square.to(dtype)
+        if squared:
+            return square.masked_fill(equal, 0)
+        return square.masked_fill(equal, 1).sqrt().masked_fill(equal, 0)
+
+
+def triplet_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float | None = 0.3,
+    miner: TripletMiner = "batch_hard",
+    normalize: bool = False,
+    squared: bool = False,
+    reduction: TripletReduction = "mean",
+) -> Tensor:
+    """Keeps positives nearer than negatives by a margin (Schroff et al., CVPR 2015, eq. 2).
+
+    max(0, d_ap - d_an + margin), or without a margin log(1 + exp(d_ap - d_an)) (Hermans et al., arXiv
+    1703.07737, section 2), over the triplets of the miner: one per anchor (their eq. 5, 'batch_hard'), all
+    (their eq. 6, 'batch_all') or one per pair ('semi_hard').
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        margin: in the unit of the distances; None for the soft margin.
+        miner: which triplets count.
+        normalize: put the embeddings on the unit sphere first.
+        squared: compare squared distances, as FaceNet does.
+        reduction: 'mean' over the triplets of the miner, or over those with a loss above 0.
+
+    Returns:
+        Scalar; 0 with a graph, and zero gradients, when there is no triplet. Where all embeddings are equal
+        the loss is the margin and the gradient 0, as no direction is better than another; embeddings that are
+        merely close get the full gradient, unless `squared`.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    check_batch(embeddings, labels)
+    with no_autocast(embeddings):
+        x = embeddings.to(compute_dtype(embeddings))
+        if normalize:
+            x = F.normalize(x, dim=1)
+        positive, negative = pair_masks(labels)
+        if miner == "batch_all":
+            distances = pairwise_distances(x, squared=squared)
+            total, nonzero = _AllTriplets.apply(distances, positive, negative, margin)
+            count = nonzero if reduction == "mean_nonzero" else (positive.sum(1) * negative.sum(1)).sum()
+            return total / count.clamp_min(1)
+        if miner == "batch_hard":
+            triplets = batch_hard(pairwise_distances(x.detach(), squared=True), positive, negative)
+            near = _distances(x, x[triplets.positive[:, 0]], squared)[:, None]
+            far = _distances(x, x[triplets.negative[:, 0]], squared)[:, None]
+        else:
+            distances = pairwise_distances(x, squared=squared)
+            triplets = semi_hard(distances, positive, negative, margin)
+            near, far = distances.gather(1, triplets.positive), distances.gather(1, triplets.negative)
+        losses = _hinge(near - far, margin).masked_fill(~triplets.valid, 0)
+        counted = triplets.valid & (losses > 0) if reduction == "mean_nonzero" else triplets.valid
+        # The second term is 0; it lets NaN embeddings show in the loss even when no triplet is counted.
+        return losses.sum() / counted.sum().clamp_min(1) + 0 * x.sum()
+
+
+def contrastive_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    form: ContrastiveForm = "hadsell",
+    positive_margin: float = 0.0,
+    negative_margin: float = 1.0,
+    normalize: bool = True,
+    reduction: ContrastiveReduction = "mean_nonzero",
+) -> Tensor:
+    """Pulls positives together and pushes negatives beyond a margin, over all pairs of the batch.
+
+    With p = max(0, d - positive_margin) for a positive pair and n = max(0, negative_margin - d) for a
+    negative one: 'hadsell' is p^2 / 2 and n^2 / 2 (Hadsell et al., CVPR 2006, eq. 4, where positive_margin =
+    0); 'linear' is p and n.
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        form: 'hadsell' (squared) or 'linear'.
+        positive_margin: distance below which a positive pair is near enough.
+        negative_margin: distance beyond which a negative pair is far enough.
+        normalize: put the embeddings on the unit sphere first, where distances lie in [0, 2].
+        reduction: 'mean_nonzero' is the mean over positive pairs with a loss above 0 plus the mean over such
+            negative pairs; 'mean' counts the zeros too; 'pairs' is one mean over all pairs, positive or
+            negative, in which the few positives of a batch of many classes weigh little.
+
+    Returns:
+        Scalar; a kind of pair that the batch lacks adds 0, with a graph.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    check_batch(embeddings, labels)
+    with no_autocast(embeddings):
+        x = embeddings.to(compute_dtype(embeddings))
+        if normalize:
+            x = F.normalize(x, dim=1)
+        distances = pairwise_distances(x)
+        positive, negative = pair_masks(labels)
+        gaps = torch.where(positive, distances - positive_margin, negative_margin - distances)
+        losses = F.relu(gaps)
+        if form == "hadsell":
+            losses = 0.5 * losses.square()
+        losses = losses.masked_fill(~(positive | negative), 0)
+        if reduction == "pairs":
+            return losses.sum() / (positive | negative).sum().clamp_min(1)
+        total = losses.new_zeros(())
+        for kind in (positive, negative):
+            counted = kind & (losses > 0) if reduction == "mean_nonzero" else kind
+            total = total + losses.masked_fill(~kind, 0).sum() / counted.sum().clamp_min(1)
+        return total
+
+
+def _distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
+    """Row by row; the subgradient at distance 0 is 0."""
+    return (x - y).square().sum(dim=1) if squared else torch.linalg.vector_norm(x - y, dim=1)
+
+
+def _hinge(gap: Tensor, margin: float | None) -> Tensor:
+    return F.softplus(gap) if margin is None else F.relu(gap + margin)
+
+
+class _AllTriplets(torch.autograd.Function):
+    """Sum of the loss over all triplets, and the number above 0, without keeping a triplet.
+
+    The slope with respect to each distance is summed while the blocks pass, so that backward needs one [B, B]
+    sheet instead of the B^3 graph.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, distances: Tensor, positive: Tensor, negative: Tensor, margin: float | None
+    ) -> tuple[Tensor, Tensor]:
+        total = distances.new_zeros(())
+        nonzero = torch.zeros((), dtype=torch.int64, device=distances.device)
+        slopes = torch.zeros_like(distances)
+        for columns, valid in batch_all(positive, negative):
+            gaps = distances.gather(1, columns)[:, :, None] - distances[:, None, :]
+            losses = _hinge(gaps, margin).masked_fill_(~valid, 0)
+            slope = (losses > 0).to(gaps.dtype) if margin is not None else gaps.sigmoid_().mul_(valid)
+            total += losses.sum()
+            nonzero += (losses > 0).sum()
+            slopes.scatter_add_(1, columns, slope.sum(dim=2))
+            slopes -= slope.sum(dim=1)
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(nonzero)
+        return total, nonzero
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return gradients[0] * slopes, None, None, None
