@@ -1,0 +1,231 @@
+"""Batches from worker processes, in an order that does not depend on them."""
+
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from metricid.data.dataset import Chunk, ImageDataset, ImageFunction, Key, OnCorrupt, batch_memory
+from metricid.data.decode import ImageError
+from metricid.data.samplers import Sampler
+from metricid.data.sources import ImageSource
+from metricid.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step takes.
+
+    Attributes:
+        images: [B, H, W, 3] uint8, RGB.
+        labels: [B] int64.
+        index: [B] int64, the manifest rows that the images are from.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+
+
+class Loader:
+    """Turns a sampler's batches into images, with worker processes that live as long as the loader.
+
+    Attributes:
+        wait_seconds: time the consumer has spent waiting for batches so far.
+        corrupt: paths of the images skipped so far, each once, in the order of their discovery.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        sampler: Sampler,
+        *,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ):
+        """
+        Args:
+            dataset: the images.
+            sampler: batches of dataset indices.
+            workers: processes that read and augment; 0 does it in this process.
+            prefetch: batches that each worker prepares ahead.
+            pin_memory: page-locked batches for faster copies to a GPU; without a GPU it has no effect.
+
+        Raises:
+            InputError: a negative number of workers, or a prefetch below 1.
+        """
+        self.dataset, self.sampler = dataset, sampler
+        self.wait_seconds = 0.0
+        self.corrupt: list[str] = []
+        self._keys = _EpochKeys(sampler)
+        self._loader = _worker_loader(dataset, self._keys, workers, prefetch, pin_memory)
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches in an epoch."""
+        return self.sampler.num_batches(epoch)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, without the first `start` (for a run that resumes within it).
+
+        Raises:
+            InputError: an image cannot be used, or a worker process died.
+        """
+        self._keys.epoch, self._keys.start = epoch, start
+        began = time.perf_counter()
+        for chunk in _chunks(self._loader):
+            self.corrupt += [path for path in chunk.corrupt if path not in self.corrupt]
+            batch = Batch(chunk.images, torch.from_numpy(chunk.labels), torch.from_numpy(chunk.rows))
+            self.wait_seconds += time.perf_counter() - began
+            yield batch
+            began = time.perf_counter()
+
+
+def iterate_images(
+    source: ImageSource,
+    paths: Sequence[str],
+    transform: ImageFunction,
+    batch_size: int,
+    workers: int = 0,
+    *,
+    on_corrupt: OnCorrupt = "error",
+    skipped: list[str] | None = None,
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Images in the order of `paths`, in batches, for inference.
+
+    Args:
+        source: where the paths are found.
+        paths: N paths.
+        transform: `(image, seed) -> image` of one size; the seed is the place in `paths`.
+        batch_size: images per batch; the last one may be smaller.
+        workers: processes that read; 0 does it in this process.
+        on_corrupt: `"error"` raises; `"skip"` leaves an undecodable image out.
+        skipped: a list that takes the paths left out.
+
+    Yields:
+        images [B, H, W, 3] uint8, and their places in `paths`, [B] int64; never an empty batch.
+
+    Raises:
+        InputError: an image cannot be used.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    dataset = _Ordered(source, paths, transform, on_corrupt == "skip")
+    batches = [range(i, min(i + batch_size, len(paths))) for i in range(0, len(paths), batch_size)]
+    loader = _worker_loader(
+        dataset, batches, min(workers, max(len(batches) - 1, 0)), 2, False, persistent=False
+    )
+    for chunk in _chunks(loader):
+        if skipped is not None:
+            skipped += chunk.corrupt
+        if len(chunk.rows):
+            yield chunk.images, chunk.rows
+
+
+class _EpochKeys:
+    """A batch sampler for the DataLoader: the keys of one epoch, chosen by its two attributes."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler, self.epoch, self.start = sampler, 0, 0
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        size, epoch = self.sampler.batch_size, self.epoch
+        joined = size * self.sampler.world_size
+        for step, batch in enumerate(self.sampler.batches(epoch, self.start), self.start):
+            first = step * joined + self.sampler.rank * size
+            yield [(epoch, first + place, index) for place, index in enumerate(batch.tolist())]
+
+
+class _Ordered(Dataset[Any]):
+    """Images by place, without the unreadable ones if so asked."""
+
+    def __init__(self, source: ImageSource, paths: Sequence[str], transform: ImageFunction, skip: bool):
+        self.source, self.paths, self.transform, self.skip = source, paths, transform, skip
+
+    def __getitems__(self, places: Sequence[int]) -> Chunk:
+        kept: list[int] = []
+        corrupt: list[str] = []
+        images = torch.empty(0, dtype=torch.uint8)
+        for place in places:
+            path = self.paths[place]
+            try:
+                image = self.transform(self.source.read(path), place)
+            except ImageError as error:
+                if not self.skip:
+                    return Chunk(images, np.empty(0), np.empty(0), [], error)
+                corrupt.append(path)
+                continue
+            except InputError as error:
+                return Chunk(images, np.empty(0), np.empty(0), [], error)
+            if not kept:
+                images = batch_memory(len(places), image)
+            images[len(kept)] = torch.from_numpy(image)
+            kept.append(place)
+        return Chunk(images[: len(kept)], np.empty(0), np.array(kept, np.int64), corrupt)
+
+
+def _worker_loader(
+    dataset: Dataset[Any],
+    batches: Any,
+    workers: int,
+    prefetch: int,
+    pin_memory: bool,
+    persistent: bool = True,
+) -> DataLoader[Any]:
+    if workers < 0 or prefetch < 1:
+        raise InputError(f"workers must be 0 or more and prefetch 1 or more, not {workers} and {prefetch}")
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        prefetch_factor=prefetch if workers else None,
+        persistent_workers=persistent and workers > 0,
+        multiprocessing_context=_context() if workers else None,
+    )
+
+
+def _context() -> Any:
+    """Forked workers share the manifest and the tar index with this process instead of copying them."""
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+def _start_worker(worker: int) -> None:
+    """Leaves Ctrl-C to the training process, drops its signal handlers, and keeps to one core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(0)
+
+
+def _as_is(chunk: Any) -> Any:
+    return chunk
+
+
+def _chunks(loader: DataLoader[Any]) -> Iterator[Chunk]:
+    """Chunks in order; errors of the user's come as themselves, without the worker's traceback."""
+    stream = iter(loader)
+    while True:
+        try:
+            chunk = next(stream)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a loader process was killed, as a rule for want of memory or of shared memory (/dev/shm); "
+                "use fewer data.workers or a smaller batch"
+            ) from error
+        if chunk.error is not None:
+            raise chunk.error
+        yield chunk
