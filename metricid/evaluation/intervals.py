@@ -11,7 +11,7 @@ Interval = tuple[float, float]
 
 
 def identity_weights(identities: int, replicates: int, seed: int) -> Iterator[IntArray]:
-    """For each replicate, how often each identity is drawn ([identities] int64, adding up to `identities`)."""
+    """For each replicate, how often each identity is drawn: [identities] int64, sum `identities`."""
     generator = np.random.default_rng(seed)
     for _ in range(replicates):
         yield np.bincount(generator.integers(identities, size=identities), minlength=identities)

@@ -151,7 +151,7 @@ def retrieval(
         A `RetrievalResult`.
 
     Raises:
-        ValueError: shapes or kinds disagree, a row is not finite or zero under cosine, no query has a positive.
+        ValueError: shapes or kinds disagree, a row is not finite (or is zero, under cosine), no positives.
 
     Example:
         >>> result = retrieval([[1, 0], [0, 1]], [[1, 0.1], [1, 0.2], [0, 1]], ["a", "b"], ["b", "a", "b"])

@@ -6,7 +6,7 @@ import numpy as np
 def loop_retrieval(
     query, gallery, q_ids, g_ids, q_cams=None, g_cams=None, own=None, distractors=(), max_rank=50
 ):
-    """One query at a time, float64 squared distances, stable sort; returns lists and means over counted queries."""
+    """One query at a time, float64 squared distances, stable sort; None for a query without a positive."""
     rows = []
     for q in range(len(query)):
         distance = [float(((query[q].astype(np.float64) - g.astype(np.float64)) ** 2).sum()) for g in gallery]
