@@ -64,7 +64,7 @@ def reid(
         seed=seed,
         memory_mb=memory_mb,
     )
-    variant = f"Market rule (same identity and camera not seen), AP not interpolated, {metric}"
+    variant = f"Market rule, AP not interpolated, {metric}"
     names = ["rank-1", "rank-5", "rank-10", "mAP", "mINP"]
     out = _ranked("reid", _joined(variant_prefix, variant), result, names)
     counts = {"identities": len(set(identity[query].tolist())), "cameras": len(set(camera.tolist()))}

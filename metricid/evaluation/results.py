@@ -46,33 +46,44 @@ class ProtocolResult:
             "curves": {k: v.to_json() for k, v in self.curves.items()},
         }
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """(protocol, metric, value, variant) for each metric, ready to print."""
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """(protocol, measure, value, details, variant) of each measure, ready to print.
+
+        Details are the interval, whether the data support the value, and what belongs to an operating point:
+        the rate at the nearest false accept rate and the threshold.
+        """
         rows = []
         for name, value in self.metrics.items():
+            rate = name.removeprefix("TAR@")
+            if name.endswith(" (nearest)") or name.startswith("threshold at FAR="):
+                continue  # details of their TAR@FAR
             text = f"{value:.4f}" if name.startswith("threshold") else f"{100 * value:.2f}%"
+            details = []
+            if name in self.unsupported:
+                details.append("UNSUPPORTED")
             if name in self.intervals:
                 low, high = self.intervals[name]
-                text += f" [{100 * low:.2f}, {100 * high:.2f}]"
-            if name in self.unsupported:
-                text += " (unsupported)"
-            rows.append((self.protocol, name, text, self.variant))
+                details.append(f"[{100 * low:.2f}, {100 * high:.2f}]")
+            if f"{name} (nearest)" in self.metrics:
+                details.append(f"nearest {100 * self.metrics[f'{name} (nearest)']:.2f}%")
+                details.append(f"cosine >= {self.metrics[f'threshold at {rate} (cosine)']:.4f}")
+            rows.append((self.protocol, name, text, " ".join(details), self.variant))
         return rows
 
 
 def format_table(results: Sequence[ProtocolResult]) -> str:
-    """A table for a terminal: protocol, measure, value, variant; below it counts and notes.
+    """A table for a terminal: protocol, measure, value, details, variant; below it counts and notes.
 
     Example:
         >>> print(format_table([ProtocolResult("identification", "cosine", {"rank-1": 0.5}, {"queries": 2})]))
-        protocol        measure  value   variant
-        --------------  -------  ------  -------
-        identification  rank-1   50.00%  cosine
+        protocol        measure  value   details  variant
+        --------------  -------  ------  -------  -------
+        identification  rank-1   50.00%           cosine
         identification: queries 2
     """
-    header = ("protocol", "measure", "value", "variant")
+    header = ("protocol", "measure", "value", "details", "variant")
     rows = [row for result in results for row in result.rows()]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [header, tuple("-" * width for width in widths), *rows]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     for result in results:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +31,8 @@ def _figure(file: str | Path, title: str, counts: Mapping[str, int]) -> Iterator
     figure = Figure(figsize=(7.0, 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK)
+    heading = "\n".join(wrap(title, 80))
+    figure.suptitle(heading, fontsize=11, fontweight="bold", color=_INK)
     axes.set_title(
         ", ".join(f"{value:,} {name}" for name, value in counts.items()), fontsize=9, color="#666666"
     )
@@ -40,12 +42,9 @@ def _figure(file: str | Path, title: str, counts: Mapping[str, int]) -> Iterator
     axes.grid(color=_GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     yield axes
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
     with atomic_write(Path(file)) as stream:
         figure.savefig(stream, format="png")
-
-
-def _legend(axes: Axes, place: str) -> None:
-    axes.legend(loc=place, frameon=False, fontsize=9, labelcolor=_INK)
 
 
 def plot_roc(
@@ -88,7 +87,6 @@ def plot_roc(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("false accept rate", color=_INK)
         axes.set_ylabel("true accept rate", color=_INK)
-        _legend(axes, "lower right")
 
 
 def plot_cmc(
@@ -116,7 +114,6 @@ def plot_cmc(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("rank", color=_INK)
         axes.set_ylabel("identification rate", color=_INK)
-        _legend(axes, "lower right")
 
 
 def plot_scores(
@@ -160,7 +157,6 @@ def plot_scores(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("cosine similarity", color=_INK)
         axes.set_ylabel("share of pairs per bin", color=_INK)
-        _legend(axes, "upper right")
 
 
 def plot_result(result: ProtocolResult, folder: str | Path) -> list[Path]:
