@@ -20,9 +20,9 @@ def pairwise_distances(embeddings: Tensor, *, squared: bool = False) -> Tensor:
     """Euclidean distances between all rows, right also where rows nearly coincide.
 
     The product behind |x|^2 + |y|^2 - 2 x.y runs in float64 on centered rows: in float32 (or TF32) the
-    cancellation would turn small distances into noise. Equal rows have distance exactly 0, and there the
-    subgradient 0 is taken; any other pair, however close, has the full gradient of unit length (`squared`
-    fades with the distance instead).
+    cancellation would turn small distances into noise. Rows nearer to each other
+    than float32 can tell (3e-7 of the spread of the batch) have distance 0 and there the subgradient 0; any
+    other pair has the full gradient of unit length (`squared` fades with the distance instead).
 
     Args:
         embeddings: [B, D], any float dtype.
@@ -31,19 +31,8 @@ def pairwise_distances(embeddings: Tensor, *, squared: bool = False) -> Tensor:
     Returns:
         [B, B], float32 (float64 for float64 input).
     """
-    dtype = compute_dtype(embeddings)
-    wide = torch.float32 if embeddings.device.type == "mps" else torch.float64  # Apple GPUs have no float64
     with no_autocast(embeddings):
-        x = embeddings.to(wide)
-        x = x - x.detach().mean(dim=0)
-        norms = x.square().sum(dim=1)
-        square = torch.addmm(norms[None, :], x, x.T, alpha=-2).add_(norms[:, None])
-        rounding = 512 * torch.finfo(wide).eps
-        equal = square.detach() <= rounding * norms.detach()[:, None]
-        square = square.to(dtype)
-        if squared:
-            return square.masked_fill(equal, 0)
-        return square.masked_fill(equal, 1).sqrt().masked_fill(equal, 0)
+        return _Distances.apply(embeddings.to(compute_dtype(embeddings)), squared)
 
 
 def triplet_loss(
@@ -87,9 +76,9 @@ def triplet_loss(
         positive, negative = pair_masks(labels)
         if miner == "batch_all":
             distances = pairwise_distances(x, squared=squared)
-            total, nonzero = _AllTriplets.apply(distances, positive, negative, margin)
+            total, slopes, nonzero = _all_triplets(distances.detach(), positive, negative, margin)
             count = nonzero if reduction == "mean_nonzero" else (positive.sum(1) * negative.sum(1)).sum()
-            return total / count.clamp_min(1)
+            return _WithSlopes.apply(distances, total, slopes) / count.clamp_min(1)
         if miner == "batch_hard":
             triplets = batch_hard(pairwise_distances(x.detach(), squared=True), positive, negative)
             near = _distances(x, x[triplets.positive[:, 0]], squared)[:, None]
@@ -144,18 +133,10 @@ def contrastive_loss(
             x = F.normalize(x, dim=1)
         distances = pairwise_distances(x)
         positive, negative = pair_masks(labels)
-        gaps = torch.where(positive, distances - positive_margin, negative_margin - distances)
-        losses = F.relu(gaps)
-        if form == "hadsell":
-            losses = 0.5 * losses.square()
-        losses = losses.masked_fill(~(positive | negative), 0)
-        if reduction == "pairs":
-            return losses.sum() / (positive | negative).sum().clamp_min(1)
-        total = losses.new_zeros(())
-        for kind in (positive, negative):
-            counted = kind & (losses > 0) if reduction == "mean_nonzero" else kind
-            total = total + losses.masked_fill(~kind, 0).sum() / counted.sum().clamp_min(1)
-        return total
+        value, slopes = _all_pairs(
+            distances.detach(), positive, negative, form, positive_margin, negative_margin, reduction
+        )
+        return _WithSlopes.apply(distances, value, slopes)
 
 
 def _distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
@@ -167,34 +148,88 @@ def _hinge(gap: Tensor, margin: float | None) -> Tensor:
     return F.softplus(gap) if margin is None else F.relu(gap + margin)
 
 
-class _AllTriplets(torch.autograd.Function):
-    """Sum of the loss over all triplets, and the number above 0, without keeping a triplet.
-
-    The slope with respect to each distance is summed while the blocks pass, so that backward needs one [B, B]
-    sheet instead of the B^3 graph.
-    """
+class _Distances(torch.autograd.Function):
+    """Distance matrix that keeps one [B, B] sheet for backward, and takes one matrix product there."""
 
     @staticmethod
-    def forward(
-        ctx: Any, distances: Tensor, positive: Tensor, negative: Tensor, margin: float | None
-    ) -> tuple[Tensor, Tensor]:
-        total = distances.new_zeros(())
-        nonzero = torch.zeros((), dtype=torch.int64, device=distances.device)
-        slopes = torch.zeros_like(distances)
-        for columns, valid in batch_all(positive, negative):
-            gaps = distances.gather(1, columns)[:, :, None] - distances[:, None, :]
-            losses = _hinge(gaps, margin).masked_fill_(~valid, 0)
-            slope = (losses > 0).to(gaps.dtype) if margin is not None else gaps.sigmoid_().mul_(valid)
-            total += losses.sum()
-            nonzero += (losses > 0).sum()
-            slopes.scatter_add_(1, columns, slope.sum(dim=2))
-            slopes -= slope.sum(dim=1)
-        ctx.save_for_backward(slopes)
-        ctx.mark_non_differentiable(nonzero)
-        return total, nonzero
+    def forward(ctx: Any, embeddings: Tensor, squared: bool) -> Tensor:
+        wide = torch.float32 if embeddings.device.type == "mps" else torch.float64  # no float64 on Apple GPUs
+        x = embeddings.to(wide)
+        x = x - x.mean(dim=0)
+        norms = x.square().sum(dim=1)
+        result = torch.addmm(norms[None, :], x, x.T, alpha=-2).add_(norms[:, None])
+        result.masked_fill_(
+            result <= 512 * torch.finfo(wide).eps * norms[:, None], 0
+        )  # equal, but for rounding
+        if not squared:
+            result.sqrt_()
+        result = result.to(embeddings.dtype)
+        ctx.squared = squared
+        ctx.save_for_backward(x, result)
+        return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, distances = ctx.saved_tensors
+        (gradient,) = gradients
+        pull = 2 * gradient if ctx.squared else (gradient / distances).masked_fill_(distances == 0, 0)
+        pull = (pull + pull.T).to(x.dtype)
+        return (pull.sum(dim=1, keepdim=True) * x - pull @ x).to(distances.dtype), None
+
+
+def _all_triplets(
+    distances: Tensor, positive: Tensor, negative: Tensor, margin: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the loss over all triplets, its slope in each distance, and the number of losses above 0.
+
+    The slopes are summed while the blocks pass, so that backward needs one [B, B] sheet, not a B^3 graph.
+    """
+    total = distances.new_zeros(())
+    nonzero = torch.zeros((), dtype=torch.int64, device=distances.device)
+    slopes = torch.zeros_like(distances)
+    for columns, valid in batch_all(positive, negative):
+        gaps = distances.gather(1, columns)[:, :, None] - distances[:, None, :]
+        losses = _hinge(gaps, margin).masked_fill_(~valid, 0)
+        slope = (losses > 0).to(gaps.dtype) if margin is not None else gaps.sigmoid_().mul_(valid)
+        total += losses.sum()
+        nonzero += (losses > 0).sum()
+        slopes.scatter_add_(1, columns, slope.sum(dim=2))
+        slopes -= slope.sum(dim=1)
+    return total, slopes, nonzero
+
+
+def _all_pairs(
+    distances: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    form: ContrastiveForm,
+    positive_margin: float,
+    negative_margin: float,
+    reduction: ContrastiveReduction,
+) -> tuple[Tensor, Tensor]:
+    """The contrastive loss of all pairs, and its slope in each distance."""
+    gaps = torch.where(positive, distances - positive_margin, negative_margin - distances).relu_()
+    gaps.masked_fill_(~(positive | negative), 0)
+    counted = gaps > 0 if reduction == "mean_nonzero" else positive | negative
+    kinds = (counted, counted) if reduction == "pairs" else (counted & positive, counted & negative)
+    near, far = (kind.sum().clamp_min(1).to(gaps.dtype) for kind in kinds)
+    slopes = torch.where(positive, 1 / near, -1 / far)
+    slopes *= gaps if form == "hadsell" else gaps > 0
+    value = gaps.mul_(slopes.abs()).sum()
+    return (0.5 * value if form == "hadsell" else value), slopes
+
+
+class _WithSlopes(torch.autograd.Function):
+    """Gives a value that was computed outside of the graph the slopes that belong to it."""
+
+    @staticmethod
+    def forward(ctx: Any, distances: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+        ctx.save_for_backward(slopes)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (slopes,) = ctx.saved_tensors
-        return gradients[0] * slopes, None, None, None
+        return gradients[0] * slopes, None, None

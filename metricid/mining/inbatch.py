@@ -123,10 +123,13 @@ def batch_all(positive: Tensor, negative: Tensor, *, block: int = 1 << 22) -> It
 def _positive_slots(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """The columns of each row's positives, packed to the left: columns [A, T], real [A, T].
 
-    Rows without a negative get none, since no triplet starts there. On the CPU T is the largest number in
-    use; on other devices it is N.
+    Rows without a negative get none, since no triplet starts there.
     """
     useful = positive & negative.any(dim=1, keepdim=True)
-    width = int(useful.sum(dim=1).max()) if useful.device.type == "cpu" else useful.shape[1]
-    real, columns = useful.to(torch.uint8).topk(width, dim=1)
+    real, columns = useful.to(torch.uint8).topk(_width(useful), dim=1)
     return columns, real.bool()
+
+
+def _width(useful: Tensor) -> int:
+    """Slots enough for every row: the largest count, or N where counting would make the host wait."""
+    return int(useful.sum(dim=1).max()) if useful.device.type == "cpu" else useful.shape[1]
