@@ -15,8 +15,8 @@ from metricid.errors import InputError
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path`; on leaving the block it is fsynced and renamed to `path`.
 
-    A process killed at any moment leaves the old file or the new one. If the block raises, the temporary file is
-    removed and the old file stays.
+    A process killed at any moment leaves the old file or the new one. If the block raises, the temporary file
+    is removed and the old file stays.
 
     Args:
         path: the file to create or replace; missing parent folders are made.

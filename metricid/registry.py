@@ -70,9 +70,9 @@ class Registry:
         )
 
     def build(self, options: Mapping[str, Any], **given: Any) -> Any:
-        """Builds the class named by `options[key]` with the other options; `given` are the caller's own arguments.
+        """Builds the class named by `options[key]` with the other options.
 
-        Of `given`, only what the constructor takes is passed.
+        Of `given`, the caller's own arguments, only what the constructor takes is passed.
 
         Raises:
             ValueError: all problems of the options in one message.

@@ -1,0 +1,1 @@
+"""The commands of `metricid`; the scripts in `tools/` are the same functions."""

@@ -1,0 +1,56 @@
+"""`metricid COMMAND ...`: the door to all commands, and the one place where errors become exit codes."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from metricid._version import __version__
+from metricid.errors import InputError
+
+COMMANDS = {
+    "train": "train an embedding model from a recipe, and evaluate it",
+    "evaluate": "evaluate a checkpoint, stored embeddings or a baseline",
+    "prepare": "turn a data set into manifests: check it, split it by identity",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: the command line without the program; that of the process if None.
+
+    Returns:
+        0, 2 for a mistake of the user's, 128 + N when signal N ended it. Our own faults raise.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="metricid",
+        description="Metric learning for faces and re-identification.",
+        epilog="commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"metricid {__version__}")
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND")
+    command = parser.parse_args(arguments[:1]).command
+    module = importlib.import_module(f"metricid.cli.{command}")
+    own = argparse.ArgumentParser(prog=f"metricid {command}", description=COMMANDS[command])
+    module.add_arguments(own)
+    options = own.parse_args(arguments[1:])
+    try:
+        return module.run(options)
+    except InputError as error:
+        print(f"metricid {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"metricid {command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

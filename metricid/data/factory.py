@@ -1,0 +1,195 @@
+"""From the data section of a recipe to images, manifests and batches."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from metricid.config import DataConfig, Problem, SplitConfig, expand
+from metricid.data.layouts import LAYOUTS
+from metricid.data.manifest import Manifest, check_files
+from metricid.data.samplers import SAMPLERS
+from metricid.data.sources import ImageSource, open_source
+from metricid.data.splits import query_gallery, split_identities
+from metricid.data.synthetic import SyntheticFaces, SyntheticPedestrians
+from metricid.data.transforms import transform_problems
+from metricid.errors import InputError
+from metricid.registry import signature_problems, unknown
+
+SYNTHETIC: dict[str, Callable[..., Any]] = {
+    "synthetic_faces": SyntheticFaces,
+    "synthetic_pedestrians": SyntheticPedestrians,
+}
+EVALUATION_SPLITS = ("query", "gallery", "test")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a recipe and who trains, validates and tests."""
+
+    source: ImageSource
+    train: Manifest
+    validation: Manifest | None
+    test: Manifest | None
+
+    def manifests(self) -> dict[str, Manifest]:
+        """Those that exist, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: manifest for name, manifest in named.items() if manifest is not None}
+
+
+def layout_names() -> list[str]:
+    """All values that `data.train` may have."""
+    return sorted([*LAYOUTS, *SYNTHETIC, "manifest"])
+
+
+def open_layout(
+    layout: str,
+    *,
+    root: str | None,
+    manifest: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    max_pixels: int = 50_000_000,
+    option: str = "data.root",
+) -> tuple[ImageSource, Manifest]:
+    """Opens images and reads or makes their table.
+
+    Args:
+        layout: one of `layout_names()`.
+        root: folder or tar file; `$VARIABLES` are replaced.
+        manifest: the table, for layout `manifest`; paths in it are relative to `root` or to its own folder.
+        options: options of the layout.
+        max_pixels: limit on the pixels of one image.
+        option: name of the option that gives the root, for messages.
+
+    Raises:
+        InputError: anything that cannot be found or does not fit.
+    """
+    options = dict(options or {})
+    if layout in SYNTHETIC:
+        source = SYNTHETIC[layout](**options)
+        return source, source.manifest()
+    if layout == "manifest":
+        if manifest is None:
+            raise InputError(
+                "data.manifest: data.train=manifest needs the table: data.manifest=/path/to/table.csv"
+            )
+        file = expand(manifest, "data.manifest")
+        source = open_source(expand(root, option) if root else file.parent, max_pixels=max_pixels)
+        table = Manifest.read(file)
+        check_files(table, source)
+        return source, table
+    if layout not in LAYOUTS:
+        raise InputError(f"data.train: {unknown('layout', layout, layout_names())}")
+    if root is None:
+        raise InputError(f"{option}: layout {layout} needs a folder or tar file: {option}=/path")
+    source = open_source(expand(root, option), max_pixels=max_pixels)
+    return source, LAYOUTS[layout](source, **options)
+
+
+def build_splits(config: DataConfig, *, make_queries: bool) -> Splits:
+    """Opens the data of a recipe and splits it by identity.
+
+    Args:
+        config: the data section.
+        make_queries: divide the test and validation images into query and gallery by (identity, camera).
+
+    Raises:
+        InputError: paths, layouts or splits that cannot be used.
+    """
+    options = dict(config.options)
+    if config.train in SYNTHETIC:
+        options.setdefault("size", tuple(config.size))
+    source, table = open_layout(
+        config.train,
+        root=config.root,
+        manifest=config.manifest,
+        options=options,
+        max_pixels=config.max_pixels,
+    )
+    train, test = split_table(table, config.split)
+    validation = None
+    if config.split is not None and config.split.validation_identities:
+        keep = len(train.identity_names()) - config.split.validation_identities
+        if keep < 1:
+            raise InputError(
+                f"data.split.validation_identities: {config.split.validation_identities} of the "
+                f"{len(train.identity_names())} training identities leave none to train on"
+            )
+        train, validation = split_identities(train, keep, config.split.seed + 1)
+    if len(train.identity_names()) < 2:
+        raise InputError(
+            f"data: {len(train.identity_names())} identity to train on ({source.name}); "
+            "metric learning needs at least two: check data.root and data.split"
+        )
+    if make_queries:
+        test = query_gallery(test) if test is not None else None
+        validation = query_gallery(validation) if validation is not None else None
+    return Splits(source, train, validation, test)
+
+
+def split_table(table: Manifest, split: SplitConfig | None) -> tuple[Manifest, Manifest | None]:
+    """Divides a table into training and test rows, by identity or by its `split` column.
+
+    Raises:
+        InputError: a split that the data cannot give.
+    """
+    column = table.column("split")
+    if split is None:
+        if column is None:
+            return table, None
+        tested = np.isin(column, EVALUATION_SPLITS)
+        return _rows(table, column == "train", "train"), table.select(tested) if tested.any() else None
+    if split.train is not None and split.test is not None:
+        if column is None:
+            raise InputError(
+                "data.split: train and test name values of a column 'split', which the data has not"
+            )
+        return _rows(table, column == split.train, split.train), _rows(
+            table, column == split.test, split.test
+        )
+    assert split.train_identities is not None
+    return split_identities(table, split.train_identities, split.seed, split.min_images)
+
+
+def _rows(table: Manifest, chosen: np.ndarray, name: str) -> Manifest:
+    if not chosen.any():
+        found = sorted({str(v) for v in table.column("split")})
+        raise InputError(f"data.split: no image has split {name!r}; found: {', '.join(found)}")
+    return table.select(chosen)
+
+
+def pick_workers(setting: int | str, world_size: int) -> int:
+    """Loader processes: as given, or one less than the cores that each rank has, at most 8."""
+    if isinstance(setting, int):
+        return setting
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // world_size - 1))
+
+
+def data_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the open-ended parts of a recipe's data section: layout, sampler, augmentation."""
+    data = values.get("data")
+    if not isinstance(data, Mapping):
+        return []
+    problems = []
+    layout = data.get("train")
+    if isinstance(layout, str):
+        if layout not in layout_names():
+            problems.append(("data.train", unknown("layout", layout, layout_names())))
+        options = data.get("options", {})
+        target = SYNTHETIC.get(layout) or LAYOUTS.get(layout)
+        if isinstance(options, Mapping) and target is not None:
+            given = tuple(p for p in ("source",) if p in inspect.signature(target).parameters)
+            problems += [("data.options", p) for p in signature_problems(target, options, given)]
+    sampler = data.get("sampler", {"name": "shuffle", "batch_size": 64})
+    if isinstance(sampler, Mapping):
+        given = ("labels", "seed", "rank", "world_size")
+        problems += [("data.sampler", p) for p in SAMPLERS.problems(sampler, given)]
+    augment = data.get("augment", {"preset": "plain"})
+    if isinstance(augment, Mapping):
+        problems += [("data.augment", p) for p in transform_problems(augment)]
+    return problems

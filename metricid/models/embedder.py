@@ -1,0 +1,191 @@
+"""The model of metricid: backbone + pooling + neck."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from metricid.errors import InputError
+from metricid.models.backbone import build_backbone, feature_map, freeze_unused, quiet_timm
+from metricid.models.pooling import Average, GeM
+from metricid.models.weights import first_line
+
+Pooling = Literal["avg", "gem", "native"]
+Neck = Literal["none", "bnneck", "linear_bn"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become the network's input; it travels with the weights.
+
+    Attributes:
+        size: (height, width) in pixels.
+        mean, std: per channel, for values in [0, 1], in the order of `color_order`.
+        color_order: what the network was trained on. Images come in as RGB and are swapped where it says BGR.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    color_order: Literal["RGB", "BGR"] = "RGB"
+
+
+class EmbedderOutput(NamedTuple):
+    """`features` [B, F] before the neck, `embedding` [B, D] after it; neither is normalised."""
+
+    features: Tensor
+    embedding: Tensor
+
+
+@dataclass(frozen=True)
+class EmbedderConfig:
+    """All that is needed to build the same network again."""
+
+    backbone: str
+    preprocessing: Preprocessing
+    pooling: Pooling = "avg"
+    neck: Neck = "none"
+    embedding_dim: int | None = None
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+
+
+class Embedder(nn.Module):
+    """Turns images into embeddings: a timm backbone, pooling, and a neck.
+
+    Necks:
+        none: the embedding is the pooled feature, through a linear layer if `embedding_dim` differs from its
+            width.
+        bnneck: batch normalisation without a learned shift; triplet and center losses read the `features`
+            before, softmax losses the `embedding` after it (Luo et al., CVPRW 2019, fig. 5). With
+            `embedding_dim`, a linear layer comes before the features.
+        linear_bn: linear layer to `embedding_dim`, then batch normalisation (the head of face networks).
+
+    Args:
+        config: the structure.
+        pretrained: take timm's weights for the backbone.
+        weights: a local weight file for the backbone instead.
+
+    Raises:
+        InputError: an unknown backbone, an option it refuses, weights that do not fit.
+    """
+
+    def __init__(self, config: EmbedderConfig, *, pretrained: bool = False, weights: str | None = None):
+        super().__init__()
+        quiet_timm()
+        self.config = config
+        size = config.preprocessing.size
+        options = dict(config.backbone_options)
+        self.backbone = build_backbone(
+            config.backbone, size=size, pretrained=pretrained, weights=weights, options=options
+        )
+        self.pooling: nn.Module | None = {"avg": Average, "gem": GeM, "native": lambda: None}[
+            config.pooling
+        ]()
+        width = self._measure_width(size)
+        dim = config.embedding_dim or width
+        if config.neck == "linear_bn" and config.embedding_dim is None:
+            raise InputError(
+                "model.embedding_dim: neck linear_bn needs it, for example model.embedding_dim=512"
+            )
+        self.reduction: nn.Module = nn.Identity()
+        if config.neck != "linear_bn" and dim != width:
+            self.reduction = nn.Linear(width, dim, bias=False)
+        self.feature_dim = width if config.neck == "linear_bn" else dim
+        self.embedding_dim = dim
+        self.neck = _build_neck(config.neck, width, dim)
+        scale = 255.0 * torch.tensor(config.preprocessing.std)
+        shift = 255.0 * torch.tensor(config.preprocessing.mean)
+        self.register_buffer("pixel_shift", shift.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_scale", (1.0 / scale).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> EmbedderOutput:
+        """Embeds a batch.
+
+        Args:
+            images: uint8 `[B, H, W, 3]` RGB pixels, or a normalised float `[B, 3, H, W]` batch.
+
+        Returns:
+            `features` [B, F] and `embedding` [B, D].
+        """
+        x = self.normalize(images) if images.dtype == torch.uint8 else images
+        features = self.reduction(self._pool(x))
+        return EmbedderOutput(features, self.neck(features))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """RGB pixels, uint8 `[B, H, W, 3]`, to the network's float32 input `[B, 3, H, W]` (channels last)."""
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"expected uint8 images [B, H, W, 3], got shape {tuple(images.shape)}")
+        x = images.permute(0, 3, 1, 2)
+        if self.config.preprocessing.color_order == "BGR":
+            x = x.flip(1)
+        return (x.float() - self.pixel_shift) * self.pixel_scale
+
+    def _pool(self, x: Tensor) -> Tensor:
+        if self.pooling is None:
+            return self.backbone(x)
+        return self.pooling(feature_map(self.backbone, x))
+
+    def _measure_width(self, size: tuple[int, int]) -> int:
+        """One forward pass: what the model says of its width is not always what it gives."""
+        self.eval()
+        try:
+            pooled = self._pool(torch.zeros(1, 3, *size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"data.size: {self.config.backbone} cannot take {size[0]}x{size[1]} images "
+                f"({first_line(error)})"
+            ) from error
+        freeze_unused(self.backbone, pooled)
+        self.train()
+        return pooled.shape[1]
+
+
+Channels = tuple[float, float, float]
+
+
+def default_preprocessing(backbone: str, *, pretrained: bool) -> tuple[Channels, Channels]:
+    """Mean and std unless told otherwise: those of the pretrained weights, else 0.5 (pixels in [-1, 1])."""
+    config = timm.get_pretrained_cfg(backbone) if pretrained else None
+    if config is None:
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return tuple(config.mean), tuple(config.std)
+
+
+def embedder_to_dict(config: EmbedderConfig) -> dict[str, Any]:
+    """A plain mapping that JSON, YAML and a weights-only checkpoint can hold."""
+    return asdict(config)
+
+
+def embedder_from_dict(values: dict[str, Any]) -> EmbedderConfig:
+    """The inverse of `embedder_to_dict`.
+
+    Raises:
+        InputError: a key is missing or unknown.
+    """
+    try:
+        pixels = values["preprocessing"]
+        preprocessing = Preprocessing(
+            size=tuple(pixels["size"]),
+            mean=tuple(pixels["mean"]),
+            std=tuple(pixels["std"]),
+            color_order=pixels["color_order"],
+        )
+        return EmbedderConfig(**{**values, "preprocessing": preprocessing})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"not the description of an embedder ({first_line(error)})") from error
+
+
+def _build_neck(kind: Neck, width: int, dim: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    norm = nn.BatchNorm1d(dim)
+    if kind == "bnneck":
+        norm.bias.requires_grad_(False)
+        return norm
+    linear = nn.Linear(width, dim, bias=False)
+    nn.init.trunc_normal_(linear.weight, std=width**-0.5)
+    return nn.Sequential(linear, norm)

@@ -1,0 +1,158 @@
+"""From a recipe to the parts of a run: data, model, objective, optimiser."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metricid.config import Problem, RunConfig, parse_recipe
+from metricid.data.dataset import ImageDataset
+from metricid.data.factory import Splits, build_splits, data_problems, pick_workers
+from metricid.data.loader import Loader
+from metricid.data.samplers import SAMPLERS
+from metricid.data.transforms import build_transform
+from metricid.errors import InputError
+from metricid.evaluation import PROTOCOLS
+from metricid.losses.objective import Objective
+from metricid.models.backbone import backbone_problem
+from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, default_preprocessing
+from metricid.registry import unknown
+from metricid.training.distributed import World
+from metricid.training.optim import build_optimizer, parameter_groups
+from metricid.training.precision import Precision, pick_precision
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a training loop moves."""
+
+    config: RunConfig
+    world: World
+    splits: Splits
+    label_map: dict[str, int]
+    loader: Loader
+    embedder: Embedder
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+
+    @property
+    def batch_images(self) -> int:
+        """Images of one batch over all ranks."""
+        return self.loader.sampler.batch_size * self.world.size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        accumulate = self.config.train.accumulate
+        if self.config.train.images is not None:
+            return max(1, round(self.config.train.images / (self.batch_images * accumulate)))
+        assert self.config.train.epochs is not None
+        return max(1, self.config.train.epochs * self.loader.sampler.num_batches(0) // accumulate)
+
+
+def check_recipe(values: Mapping[str, Any], source: str) -> RunConfig:
+    """Validates a recipe: its schema, and names and options of layouts, samplers, losses, backbones.
+
+    Raises:
+        InputError: all mistakes at once, each with its dotted path.
+    """
+    return parse_recipe(
+        values, source, (data_problems, _model_problems, _objective_problems, _protocol_problems)
+    )
+
+
+def build_embedder(config: RunConfig) -> Embedder:
+    """The model of a recipe, with fresh or pretrained weights.
+
+    Raises:
+        InputError: unknown backbone, refused options, weights that cannot be had.
+    """
+    model = config.model
+    size = config.data.size
+    from_weights = model.pretrained or model.weights is not None
+    mean, std = default_preprocessing(model.backbone, pretrained=from_weights)
+    preprocessing = Preprocessing(size, model.mean or mean, model.std or std, model.color_order)
+    structure = EmbedderConfig(
+        backbone=model.backbone,
+        preprocessing=preprocessing,
+        pooling=model.pooling,
+        neck=model.neck,
+        embedding_dim=model.embedding_dim,
+        backbone_options=model.backbone_options,
+    )
+    return Embedder(structure, pretrained=model.pretrained, weights=model.weights)
+
+
+def build_run(config: RunConfig, world: World) -> Run:
+    """Builds all parts of a run; nothing is written.
+
+    Raises:
+        InputError: data, model or sizes that do not fit together.
+    """
+    precision = pick_precision(config.train.precision, world.device)
+    splits = build_splits(config.data, make_queries=config.evaluation.query_gallery)
+    label_map = {name: label for label, name in enumerate(splits.train.identity_names())}
+    labels = splits.train.labels(label_map)
+    sampler = SAMPLERS.build(
+        config.data.sampler, labels=labels, seed=config.seed, rank=world.rank, world_size=world.size
+    )
+    dataset = ImageDataset(
+        splits.source,
+        splits.train,
+        labels,
+        build_transform(config.data.augment, size=config.data.size, train=True),
+        seed=config.seed,
+        on_corrupt=config.data.on_corrupt,
+    )
+    loader = Loader(
+        dataset,
+        sampler,
+        workers=pick_workers(config.data.workers, world.size),
+        prefetch=config.data.prefetch,
+        pin_memory=world.device.type == "cuda",
+    )
+    embedder = build_embedder(config)
+    try:
+        objective = Objective.from_config(
+            config.objective,
+            num_classes=len(label_map),
+            feature_dim=embedder.feature_dim,
+            embedding_dim=embedder.embedding_dim,
+        )
+    except ValueError as error:
+        raise InputError(f"objective: {error}") from error
+    embedder.to(world.device)
+    objective.to(world.device)
+    if config.train.channels_last:
+        embedder.to(memory_format=torch.channels_last)
+    groups = parameter_groups(embedder, objective, config.optim)
+    optimizer = build_optimizer(groups, config.optim, world.device)
+    return Run(config, world, splits, label_map, loader, embedder, objective, optimizer, precision)
+
+
+def _model_problems(values: Mapping[str, Any]) -> list[Problem]:
+    model = values.get("model")
+    backbone = model.get("backbone") if isinstance(model, Mapping) else None
+    problem = backbone_problem(backbone) if isinstance(backbone, str) else None
+    return [("model.backbone", problem)] if problem else []
+
+
+def _objective_problems(values: Mapping[str, Any]) -> list[Problem]:
+    terms = values.get("objective")
+    if not isinstance(terms, list) or not all(isinstance(term, Mapping) for term in terms):
+        return []
+    return [(f"objective.{path}", message) for path, message in Objective.problems(terms)]
+
+
+def _protocol_problems(values: Mapping[str, Any]) -> list[Problem]:
+    evaluation = values.get("evaluation")
+    names = evaluation.get("protocols", []) if isinstance(evaluation, Mapping) else []
+    if not isinstance(names, list):
+        return []
+    return [
+        (f"evaluation.protocols.{i}", unknown("protocol", name, sorted(PROTOCOLS)))
+        for i, name in enumerate(names)
+        if isinstance(name, str) and name not in PROTOCOLS
+    ]

@@ -1,0 +1,214 @@
+"""Several processes as one: start, exact gradients, shared statistics."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from metricid.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there are peers."""
+        return self.size > 1
+
+
+def start_world(device: str) -> World:
+    """Joins the process group if `torchrun` started several processes, and picks this process's device.
+
+    Args:
+        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
+
+    Raises:
+        InputError: a device that this machine has not.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return World(rank, size, chosen)
+
+
+def stop_world() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def pick_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device for a name; `auto` takes a GPU where there is one.
+
+    Raises:
+        InputError: a device that this machine has not.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            device = "cuda"
+        else:
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = local_rank if chosen.index is None else chosen.index
+        if index >= count:
+            has = "no CUDA GPU" if count == 0 else f"{count} CUDA GPU(s), numbered from 0"
+            raise InputError(f"device: {device} was asked for, this machine has {has}; use device=auto")
+        return torch.device("cuda", index)
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device: mps was asked for, this machine has none; use device=auto")
+    return chosen
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenates a tensor over ranks; the gradients of all ranks for a slice are summed for its owner.
+
+    Every rank computes the loss of the joined batch, so that sum is `size` times the gradient of one loss,
+    and the averaging of gradients over ranks divides by `size` again: the joined batch's gradient, exactly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_batch(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The joined batch of all ranks, in rank order, with a gradient.
+
+    Args:
+        x: [B, D], the same B on every rank.
+        labels: [B].
+
+    Returns:
+        [size * B, D] and [size * B].
+    """
+    parts = [torch.empty_like(labels) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, labels.contiguous())
+    return _AllGather.apply(x.contiguous()), torch.cat(parts)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over the joined batch of all ranks, on any device.
+
+    PyTorch's SyncBatchNorm runs on GPUs only; this one serves where there are none. Child modules (the
+    activation that timm fuses into a norm) are applied to the result.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.ndim}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises `[B, C, ...]`; in evaluation it is the ordinary layer."""
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        axes = [0, *range(2, x.ndim)]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        mean = _SumOverRanks.apply(x.sum(axes)) / count
+        centered = x - mean.view(shape)
+        variance = _SumOverRanks.apply(centered.square().sum(axes)) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean.detach(), self.momentum)
+                unbiased = variance.detach() * (count / max(count - 1, 1))
+                self.running_var.lerp_(unbiased, self.momentum)
+        y = centered * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        y = y.to(input.dtype)
+        for part in self.children():
+            y = part(y)
+        return y
+
+
+def join_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replaces the batch normalisations of a model by ones that see the joined batch of all ranks."""
+    if device.type == "cuda":
+        import timm.layers
+
+        return timm.layers.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, _joined(child))
+        else:
+            join_batchnorm(child, device)
+    return module
+
+
+def _joined(norm: nn.modules.batchnorm._BatchNorm) -> JoinedBatchNorm:
+    new = JoinedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    new.load_state_dict(norm.state_dict())
+    if norm.affine:
+        new.weight.requires_grad_(norm.weight.requires_grad)
+        new.bias.requires_grad_(norm.bias.requires_grad)
+    for name, part in norm.named_children():
+        new.add_module(name, part)
+    return new
+
+
+def any_rank(flag: bool, world: World) -> bool:
+    """Whether the flag is set on any rank."""
+    if not world.distributed:
+        return flag
+    value = torch.tensor(int(flag), device=world.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """The value of every rank, in rank order, on every rank."""
+    if not world.distributed:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier(world: World) -> None:
+    """Waits for all ranks."""
+    if world.distributed:
+        dist.barrier()

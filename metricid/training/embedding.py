@@ -1,0 +1,140 @@
+"""From images to embeddings, with the model in evaluation mode."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from metricid.data.loader import iterate_images
+from metricid.data.manifest import Manifest
+from metricid.data.sources import ImageSource
+from metricid.data.transforms import build_transform
+from metricid.models.embedder import Embedder
+from metricid.training.distributed import World, gather_objects
+from metricid.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings and the rows they belong to.
+
+    Attributes:
+        vectors: float32 [N, D], not normalised.
+        table: the N rows of the manifest that could be read.
+        skipped: paths of images that could not be read (policy `skip`).
+    """
+
+    vectors: np.ndarray
+    table: Manifest
+    skipped: list[str]
+
+
+def embed_images(
+    embedder: Embedder,
+    source: ImageSource,
+    table: Manifest,
+    *,
+    world: World,
+    precision: Precision,
+    batch_size: int = 128,
+    flip: bool = True,
+    workers: int = 1,
+    on_corrupt: str = "error",
+    label: str = "embed",
+) -> Embedded:
+    """Embeds every image of a manifest; several ranks take a share each, and all get the whole.
+
+    Args:
+        embedder: used in evaluation mode; its mode is restored.
+        source: where the images are.
+        table: which images, in which order.
+        world: this process among its peers.
+        precision: arithmetic of the forward pass; the embeddings are float32.
+        batch_size: images per forward pass.
+        flip: add the embedding of the mirrored image before normalisation (f(x) + f(flip x)).
+        workers: reading processes.
+        on_corrupt: `error`, or `skip` to leave unreadable images out.
+        label: text of the progress bar.
+
+    Raises:
+        InputError: an image that cannot be read, with policy `error`.
+    """
+    mine = np.array_split(np.arange(len(table)), world.size)[world.rank]
+    part = table.select(mine)
+    transform = build_transform({"preset": "plain"}, size=embedder.config.preprocessing.size, train=False)
+    was_training = embedder.training
+    embedder.eval()
+    vectors, kept = [], []
+    skipped: list[str] = []
+    try:
+        images = iterate_images(
+            source,
+            part.paths,
+            transform,
+            batch_size=batch_size,
+            workers=workers,
+            on_corrupt=on_corrupt,
+            skipped=skipped,
+        )
+        with (
+            torch.inference_mode(),
+            tqdm(
+                total=len(part),
+                desc=label,
+                unit="img",
+                disable=not world.is_main,
+                leave=False,
+                mininterval=1.0,
+            ) as bar,
+        ):
+            for batch, index in images:
+                vectors.append(forward_batch(embedder, batch, world.device, precision, flip).cpu().numpy())
+                kept.append(mine[index])
+                bar.update(len(index))
+    finally:
+        embedder.train(was_training)
+    empty = np.zeros((0, embedder.embedding_dim), dtype=np.float32)
+    parts = gather_objects(
+        (np.concatenate([empty, *vectors]), np.concatenate([mine[:0], *kept]), skipped), world
+    )
+    rows = np.concatenate([p[1] for p in parts])
+    return Embedded(
+        np.concatenate([p[0] for p in parts]), table.select(rows), [s for p in parts for s in p[2]]
+    )
+
+
+def forward_batch(
+    embedder: Embedder, images: torch.Tensor, device: torch.device, precision: Precision, flip: bool
+) -> torch.Tensor:
+    """Embeds uint8 `[B, H, W, 3]` images to float32 `[B, D]`; with `flip`, adds the mirrored images."""
+    images = images.to(device, non_blocking=True)
+    with precision.autocast():
+        vectors = embedder(images).embedding.float()
+        if flip:
+            vectors = vectors + embedder(images.flip(2)).embedding.float()
+    return vectors
+
+
+def pixel_vectors(
+    source: ImageSource, table: Manifest, size: tuple[int, int], workers: int, on_corrupt: str
+) -> Embedded:
+    """Raw pixels as if they were embeddings, float32 [N, H*W*3]: the baseline that a model has to beat."""
+    transform = build_transform({"preset": "plain"}, size=size, train=False)
+    skipped: list[str] = []
+    vectors = np.empty((len(table), size[0] * size[1] * 3), dtype=np.float32)
+    kept = []
+    filled = 0
+    for batch, index in iterate_images(
+        source,
+        table.paths,
+        transform,
+        batch_size=256,
+        workers=workers,
+        on_corrupt=on_corrupt,
+        skipped=skipped,
+    ):
+        vectors[filled : filled + len(index)] = batch.reshape(len(index), -1).numpy()
+        filled += len(index)
+        kept.append(index)
+    return Embedded(vectors[:filled], table.select(np.concatenate(kept)), skipped)

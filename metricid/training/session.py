@@ -1,0 +1,157 @@
+"""A whole run: build, train or continue, evaluate, write down."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metricid.config import RunConfig
+from metricid.errors import InputError
+from metricid.evaluation import ProtocolResult, format_table
+from metricid.files import atomic_write
+from metricid.report.plots import plot_result
+from metricid.training.build import Run, build_embedder, build_run
+from metricid.training.checkpoint import load_embedder, read_checkpoint, seed_everything
+from metricid.training.distributed import World, barrier
+from metricid.training.run_folder import check_same_recipe, write_environment, write_json, write_recipe
+from metricid.training.trainer import Trainer
+from metricid.training.validation import evaluate_model, evaluate_pixels
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with: `values` for programs, `text` for people."""
+
+    values: dict[str, Any]
+    text: str
+
+
+def train(config: RunConfig, world: World) -> Outcome:
+    """Trains a recipe to its end and evaluates it; an unfinished run is continued, a finished one shown.
+
+    Raises:
+        InputError: whatever of the user's cannot be used.
+        Stopped: a signal ended the training after its state was saved.
+    """
+    folder = config.folder
+    check_same_recipe(folder, config)
+    finished = _finished(folder)
+    if finished is not None:
+        return finished
+    seed_everything(config.seed)
+    run = build_run(config, world)
+    with _locked(folder, world):
+        if world.is_main:
+            _remove_temporary_files(folder)
+            write_recipe(folder, config)
+            write_environment(folder, config, run.splits.manifests(), world.device)
+        barrier(world)
+        seed_everything(config.seed + world.rank)
+        trainer = Trainer(run, folder)
+        checkpoint = trainer.fit()
+        barrier(world)
+        return _conclude(run, trainer, checkpoint, folder)
+
+
+def _conclude(run: Run, trainer: Trainer, checkpoint: Path, folder: Path) -> Outcome:
+    config, world, test = run.config, run.world, run.splits.test
+    position = trainer.position
+    results: list[ProtocolResult] = []
+    if test is not None:
+        source, data, options = run.splits.source, config.data, config.evaluation
+        embedder = load_embedder(read_checkpoint(checkpoint), checkpoint).to(world.device)
+        results += evaluate_model(
+            embedder, source, test, data, options, world, run.precision, f"{config.name} ({checkpoint.name})"
+        )
+        for baseline in options.baselines:
+            if baseline == "pixels":
+                results += evaluate_pixels(source, test, data, options)
+            else:
+                seed_everything(config.seed)
+                embedder = build_embedder(config).to(world.device)
+                results += evaluate_model(
+                    embedder, source, test, data, options, world, run.precision, "untrained network"
+                )
+    seconds = position.train_seconds
+    values = {
+        "run": str(folder),
+        "checkpoint": str(checkpoint),
+        "steps": position.step,
+        "images": position.images,
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(position.images / seconds, 1) if seconds else None,
+        "wait_share": round(position.wait_seconds / seconds, 4) if seconds else None,
+        "nonfinite_steps": position.nonfinite,
+        "skipped_images": run.loader.corrupt,
+        "results": [result.to_json() for result in results],
+    }
+    text = _text(values, results)
+    if world.is_main:
+        for result in results[: len(config.evaluation.protocols)]:
+            plot_result(result, folder / "curves")
+        with atomic_write(folder / "results.txt", "w") as file:
+            file.write(text + "\n")
+        write_json(folder / "results.json", values)
+    barrier(world)
+    return Outcome(values, text)
+
+
+def _text(values: dict[str, Any], results: list[ProtocolResult]) -> str:
+    lines = [format_table(results)] if results else ["no test identities: nothing was evaluated"]
+    speed = values["images_per_second"]
+    lines.append(
+        f"\ntrained on {values['images']} images in {values['train_seconds']:.0f} s"
+        + (f" ({speed:.0f} img/s, {values['wait_share']:.1%} of it waiting for images)" if speed else "")
+    )
+    if values["nonfinite_steps"]:
+        lines.append(f"{values['nonfinite_steps']} steps were skipped: their loss was not finite")
+    if values["skipped_images"]:
+        lines.append(f"{len(values['skipped_images'])} images could not be read and were skipped")
+    lines.append(f"run folder: {values['run']}")
+    return "\n".join(lines)
+
+
+def _finished(folder: Path) -> Outcome | None:
+    """The outcome of a run that has ended: its results are the last thing that is written."""
+    results, text = folder / "results.json", folder / "results.txt"
+    if not results.is_file() or not text.is_file():
+        return None
+    try:
+        values = json.loads(results.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{results}: damaged; remove it to evaluate the run again") from error
+    return Outcome(
+        values, f"{folder} is finished; these are its results\n\n{text.read_text(encoding='utf-8').rstrip()}"
+    )
+
+
+@contextmanager
+def _locked(folder: Path, world: World) -> Iterator[None]:
+    """Keeps a second process out of a run folder; the lock ends with the process, however it ends."""
+    if not world.is_main:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (held for the whole run)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the run folder cannot be made ({error.strerror}); choose runs=/path"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another process is training here; wait for it or give name=..."
+            ) from error
+        yield
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    """Removes what a killed process was writing."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)

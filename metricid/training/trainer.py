@@ -1,0 +1,381 @@
+"""The training loop, readable from top to bottom."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from metricid.data.loader import Batch
+from metricid.errors import InputError
+from metricid.losses.objective import Objective, ObjectiveOutput
+from metricid.models.embedder import Embedder, embedder_to_dict
+from metricid.training.build import Run
+from metricid.training.checkpoint import (
+    CheckpointStore,
+    load_weights,
+    random_state,
+    set_random_state,
+    write_checkpoint,
+)
+from metricid.training.distributed import any_rank, gather_batch, gather_objects, join_batchnorm
+from metricid.training.loggers import JsonlLog, Progress, TensorBoardLog
+from metricid.training.optim import WeightAverage, set_learning_rate
+from metricid.training.precision import Precision
+from metricid.training.signals import Stopped, StopRequest
+from metricid.training.state import Position, Window
+from metricid.training.validation import evaluate_model
+
+
+class TrainingModule(nn.Module):
+    """Embedder and objective as one module, so that gradients of both are averaged over ranks alike."""
+
+    def __init__(self, embedder: Embedder, objective: Objective, precision: Precision, distributed: bool):
+        super().__init__()
+        self.embedder = embedder
+        self.objective = objective
+        self.precision = precision
+        self.gather = gather_batch if distributed else None
+
+    def forward(
+        self, images: Tensor, labels: Tensor, progress: float
+    ) -> tuple[ObjectiveOutput, Tensor, Tensor]:
+        """The objective of a batch, with the features and embeddings it was computed from."""
+        with self.precision.autocast():
+            features, embedding = self.embedder(images)
+            output = self.objective(features, embedding, labels, progress, self.gather)
+        return output, features.detach(), embedding.detach()
+
+
+class Trainer:
+    """Trains a run to its end, from where its checkpoints stand.
+
+    Args:
+        run: the parts.
+        folder: the run folder.
+    """
+
+    def __init__(self, run: Run, folder: Path):
+        self.run = run
+        self.config = run.config
+        self.world = run.world
+        self.folder = folder
+        self.store = CheckpointStore(folder / "checkpoints", self.config.checkpoint.keep)
+        self.position = Position()
+        self.average = WeightAverage(run.embedder, self.config.train.ema) if self.config.train.ema else None
+        self.scaler = torch.amp.GradScaler(run.world.device.type, enabled=run.precision.scaled)
+        self.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        self.total_steps = run.total_steps
+        self.stop = StopRequest()
+
+    def fit(self) -> Path:
+        """Trains.
+
+        Returns:
+            The checkpoint to use: the best of the validations, or the last if there was none.
+
+        Raises:
+            InputError: ten non-finite losses in a row, a full disk, an unreadable image.
+            Stopped: SIGTERM or Ctrl-C; the state is saved.
+        """
+        log_position = self._resume()
+        self.log = JsonlLog(self.folder / "log.jsonl", log_position) if self.world.is_main else None
+        self.board = self._open_tensorboard()
+        self.module = self._wrap()
+        self.progress = Progress(self.total_steps, self.position.step, self.world.is_main)
+        with self.stop:
+            try:
+                self._train()
+            finally:
+                self.progress.close()
+                if self.log is not None:
+                    self.log.close()
+                if self.board is not None:
+                    self.board.close()
+        return self.store.best if self.store.best.is_file() else self.store.steps()[0]
+
+    def _train(self) -> None:
+        position, config = self.position, self.config
+        batches = self._batches()
+        saved_at, saved_time = position.step, time.monotonic()
+        window = Window()
+        while position.step < self.total_steps:
+            epoch_before = position.epoch
+            waited = self.run.loader.wait_seconds
+            micro = [next(batches) for _ in range(config.train.accumulate)]
+            window.wait += self.run.loader.wait_seconds - waited
+
+            rate = set_learning_rate(self.run.optimizer, config.optim, position.step / self.total_steps)
+            images = config.train.accumulate * self.run.batch_images
+            self._step(micro, window, images)
+            position.step += 1
+            position.images += images
+
+            text = None
+            if position.step % config.log.every == 0 or position.step == self.total_steps:
+                text = self._report(window, rate)
+                window = Window()
+            self.progress.step(text)
+
+            finished = position.step == self.total_steps
+            crossed = position.epoch - epoch_before
+            every = config.evaluation.every
+            if every and (finished or (crossed and position.epoch % every == 0)):
+                paused = time.perf_counter()
+                self._validate()
+                window.started += time.perf_counter() - paused
+
+            stop = any_rank(self.stop.number is not None, self.world)
+            due = self._checkpoint_due(crossed, position.step - saved_at, time.monotonic() - saved_time)
+            if finished or stop or due:
+                paused = time.perf_counter()
+                path = self._save()
+                window.started += time.perf_counter() - paused
+                saved_at, saved_time = position.step, time.monotonic()
+                if stop and not finished:
+                    number = self.stop.number or signal.SIGTERM
+                    raise Stopped(
+                        f"stopped by {signal.Signals(number).name} after step {position.step} of "
+                        f"{self.total_steps}; the state is in {path}; the same command continues",
+                        number,
+                    )
+
+    def _step(self, micro: list[Batch], window: Window, images: int) -> None:
+        """One optimiser step on one or more batches; nothing is changed if the loss is not finite."""
+        run, device = self.run, self.world.device
+        progress = self.position.step / self.total_steps
+        run.optimizer.zero_grad(set_to_none=True)
+        buffers = list(run.embedder.buffers())
+        before = [b.clone() for b in buffers]
+        total = 0.0
+        terms: dict[str, Tensor] = {}
+        used = []
+        for number, batch in enumerate(micro):
+            pixels = batch.images.to(device, non_blocking=True)
+            labels = batch.labels.to(device, non_blocking=True)
+            last = number == len(micro) - 1
+            with nullcontext() if last or not self.world.distributed else self.module.no_sync():
+                output, features, embedding = self.module(pixels, labels, progress)
+                self.scaler.scale(output.total / len(micro)).backward()
+            total += float(output.total.detach()) / len(micro)
+            for name, value in output.terms.items():
+                terms[name] = terms.get(name, 0.0) + value / len(micro)
+            used.append((features, embedding, labels))
+
+        self.scaler.unscale_(run.optimizer)
+        norm = self._clip()
+        overflow = self.scaler.is_enabled() and math.isfinite(total)
+        if any_rank(not math.isfinite(total) or not (math.isfinite(norm) or overflow), self.world):
+            with torch.no_grad():
+                for buffer, old in zip(buffers, before, strict=True):
+                    buffer.copy_(old)
+            self._count_nonfinite(terms, total, norm)
+            return
+        self.scaler.step(run.optimizer)
+        self.scaler.update()
+        for features, embedding, labels in used:
+            run.objective.after_step(features, embedding, labels, self._gather())
+        if self.average is not None:
+            self.average.update(run.embedder)
+        self.position.nonfinite_in_a_row = 0
+        window.add(total, terms, images)
+
+    def _clip(self) -> float:
+        """The norm of all gradients together, after limiting it."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if self.config.train.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.train.clip_norm, norm, foreach=True)
+        return float(norm)
+
+    def _count_nonfinite(self, terms: dict[str, Tensor], total: float, norm: float) -> None:
+        position = self.position
+        position.nonfinite += 1
+        position.nonfinite_in_a_row += 1
+        bad = [name for name, value in terms.items() if not math.isfinite(float(value))]
+        what = f"loss of {', '.join(bad)}" if bad else "loss" if not math.isfinite(total) else "gradient"
+        self._write_log("nonfinite", step=position.step, what=what, loss=total, grad_norm=norm)
+        self.progress.say(
+            f"step {position.step}: non-finite {what}, step skipped ({position.nonfinite} in all)"
+        )
+        if position.nonfinite_in_a_row >= self.config.train.max_nonfinite:
+            raise InputError(
+                f"step {position.step}: {position.nonfinite_in_a_row} non-finite steps in a row ({what}); "
+                "try a smaller optim.lr, a longer optim.warmup, train.clip_norm=1, or train.precision=fp32"
+            )
+
+    def _report(self, window: Window, rate: float) -> str:
+        seconds = max(time.perf_counter() - window.started, 1e-9)
+        position = self.position
+        position.train_seconds += seconds
+        position.wait_seconds += window.wait
+        terms = window.means()
+        loss = window.loss / window.steps if window.steps else float("nan")
+        speed = window.images / seconds
+        wait = window.wait / seconds
+        self._write_log(
+            "step",
+            step=position.step,
+            epoch=position.epoch,
+            images=position.images,
+            lr=rate,
+            loss=loss,
+            terms=terms,
+            images_per_second=round(speed, 1),
+            wait_share=round(wait, 4),
+            skipped_images=len(self.run.loader.corrupt),
+        )
+        if self.board is not None:
+            scalars = {"loss": loss, "lr": rate, "images_per_second": speed, "wait_share": wait}
+            self.board.write(position.step, scalars | {f"terms/{name}": v for name, v in terms.items()})
+        detail = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        return f"{detail} | {speed:.0f} img/s, waiting {wait:.0%}"
+
+    def _validate(self) -> None:
+        validation = self.run.splits.validation
+        if validation is None:
+            return
+        embedder = self.average.model if self.average is not None else self.run.embedder
+        results = evaluate_model(
+            embedder,
+            self.run.splits.source,
+            validation,
+            self.config.data,
+            self.config.evaluation,
+            self.world,
+            self.run.precision,
+        )
+        name = self.config.evaluation.best
+        if name not in results[0].metrics:
+            raise InputError(
+                f"evaluation.best: {results[0].protocol} has no metric {name!r}; "
+                f"one of: {', '.join(results[0].metrics)}"
+            )
+        value = results[0].metrics[name]
+        self._write_log(
+            "validation",
+            step=self.position.step,
+            epoch=self.position.epoch,
+            results=[{"protocol": r.protocol, "metrics": r.metrics} for r in results],
+        )
+        if self.board is not None:
+            self.board.write(self.position.step, {f"validation/{name}": value})
+        improved = self.position.best is None or value > self.position.best
+        self.progress.say(
+            f"epoch {self.position.epoch}: validation {name} {value:.4f}"
+            + (" (best so far)" if improved else "")
+        )
+        if improved:
+            self.position.best = value
+            if self.world.is_main:
+                write_checkpoint(self.store.best, self._model_state())
+
+    def _checkpoint_due(self, epochs: int, steps: int, seconds: float) -> bool:
+        config = self.config.checkpoint
+        if epochs and self.position.epoch % config.every_epochs == 0:
+            return True
+        if config.every_steps is not None and steps >= config.every_steps:
+            return True
+        due = config.every_minutes is not None and seconds >= 60 * config.every_minutes
+        return any_rank(due, self.world)
+
+    def _model_state(self) -> dict[str, Any]:
+        return {
+            "embedder": embedder_to_dict(self.run.embedder.config),
+            "model": self.run.embedder.state_dict(),
+            "ema": self.average.model.state_dict() if self.average is not None else None,
+            "objective": self.run.objective.state_dict(),
+            "label_map": self.run.label_map,
+            "config": self.config.plain(),
+            "position": asdict(self.position),
+        }
+
+    def _save(self) -> Path:
+        """Writes the whole state; rank 0 writes, the generators of all ranks go into it."""
+        generators = gather_objects(random_state(), self.world)
+        path = self.folder
+        if self.world.is_main:
+            state = {
+                **self._model_state(),
+                "optimizer": self.run.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "ema_updates": self.average.updates if self.average is not None else 0,
+                "random": generators,
+                "world_size": self.world.size,
+                "log_position": self.log.position() if self.log is not None else 0,
+            }
+            path = self.store.save(state, self.position.step)
+        return path
+
+    def _resume(self) -> int:
+        """Takes up the newest readable checkpoint; returns the length of the log that belongs to it."""
+        found = self.store.newest(self._say)
+        if found is None:
+            return 0
+        path, state = found
+        if state["world_size"] != self.world.size:
+            raise InputError(
+                f"{path}: written by {state['world_size']} processes, this run has {self.world.size}; "
+                f"start it with --nproc-per-node {state['world_size']}, or give it another name: name=..."
+            )
+        run = self.run
+        load_weights(run.embedder, state["model"], path, run.embedder.config)
+        load_weights(run.objective, state["objective"], path, run.embedder.config)
+        if self.average is not None:
+            load_weights(self.average.model, state["ema"], path, run.embedder.config)
+            self.average.updates = state["ema_updates"]
+        run.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.position = Position(**state["position"])
+        set_random_state(state["random"][self.world.rank])
+        self._say(f"resuming {self.folder} from step {self.position.step} of {self.total_steps}")
+        return state["log_position"]
+
+    def _wrap(self) -> nn.Module:
+        run, train = self.run, self.config.train
+        if self.world.distributed and train.sync_batchnorm:
+            join_batchnorm(run.embedder, self.world.device)
+        if train.compile:
+            run.embedder.compile()
+        run.embedder.train()
+        run.objective.train()
+        module = TrainingModule(run.embedder, run.objective, run.precision, self.world.distributed)
+        if not self.world.distributed:
+            return module
+        devices = [self.world.device] if self.world.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=not train.sync_batchnorm)
+
+    def _gather(self) -> Any:
+        return gather_batch if self.world.distributed else None
+
+    def _batches(self) -> Iterator[Batch]:
+        """All batches from the present position on, across epochs; the position moves with them."""
+        position, loader = self.position, self.run.loader
+        while True:
+            for batch in loader.epoch(position.epoch, position.batch):
+                position.batch += 1
+                if position.batch == loader.sampler.num_batches(position.epoch):
+                    position.epoch, position.batch = position.epoch + 1, 0
+                    yield batch
+                    break
+                yield batch
+
+    def _open_tensorboard(self) -> TensorBoardLog | None:
+        if self.world.is_main and self.config.log.tensorboard:
+            return TensorBoardLog(self.folder / "tensorboard")
+        return None
+
+    def _write_log(self, event: str, **values: Any) -> None:
+        if self.log is not None:
+            self.log.write(event, **values)
+
+    def _say(self, line: str) -> None:
+        if self.world.is_main:
+            Progress(0, 0, shown=True).say(line)

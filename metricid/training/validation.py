@@ -1,0 +1,121 @@
+"""Protocols run on the embeddings of a model."""
+
+import inspect
+
+import numpy as np
+
+from metricid.config import DataConfig, EvaluationConfig
+from metricid.data.factory import pick_workers
+from metricid.data.layouts.lfw import Pairs
+from metricid.data.manifest import Manifest
+from metricid.data.sources import ImageSource
+from metricid.errors import InputError
+from metricid.evaluation import PROTOCOLS, ProtocolResult
+from metricid.models.embedder import Embedder
+from metricid.training.distributed import World
+from metricid.training.embedding import Embedded, embed_images, pixel_vectors
+from metricid.training.precision import Precision
+
+COLUMNS = ("identity", "camera", "split", "group")
+MAX_PIXEL_BYTES = 4 << 30
+
+
+def evaluate_model(
+    embedder: Embedder,
+    source: ImageSource,
+    table: Manifest,
+    data: DataConfig,
+    options: EvaluationConfig,
+    world: World,
+    precision: Precision,
+    subject: str = "",
+    pairs: Pairs | None = None,
+) -> list[ProtocolResult]:
+    """Embeds a manifest and runs protocols.
+
+    Args:
+        embedder: the model.
+        source: where the images are.
+        table: the test images.
+        data: its workers and its policy for unreadable images are used.
+        options: what is measured, and how.
+        world: this process among its peers; all ranks embed, all get the results.
+        precision: arithmetic of the forward pass.
+        subject: what is evaluated, for the table.
+        pairs: pairs of rows of the table, for the protocol `lfw`.
+
+    Raises:
+        InputError: an unreadable image, or data that a protocol cannot use.
+    """
+    embedded = embed_images(
+        embedder,
+        source,
+        table,
+        world=world,
+        precision=precision,
+        batch_size=options.batch_size,
+        flip=options.flip,
+        workers=pick_workers(data.workers, world.size),
+        on_corrupt=data.on_corrupt,
+    )
+    how = "flip-sum" if options.flip else "no flip"
+    return run_protocols(embedded, options, subject=subject, how=how, pairs=pairs)
+
+
+def evaluate_pixels(
+    source: ImageSource,
+    table: Manifest,
+    data: DataConfig,
+    options: EvaluationConfig,
+    pairs: Pairs | None = None,
+) -> list[ProtocolResult]:
+    """The protocols on raw pixels, the baseline that needs no model.
+
+    Raises:
+        InputError: more pixels than 4 GiB of float32.
+    """
+    size = data.size
+    if len(table) * size[0] * size[1] * 12 > MAX_PIXEL_BYTES:
+        raise InputError(
+            f"evaluation.baselines: {len(table)} images of {size[0]}x{size[1]} pixels need over 4 GiB; "
+            "leave 'pixels' out"
+        )
+    embedded = pixel_vectors(source, table, size, pick_workers(data.workers, 1), data.on_corrupt)
+    return run_protocols(embedded, options, subject="raw pixels", how="no flip", pairs=pairs)
+
+
+def run_protocols(
+    embedded: Embedded,
+    options: EvaluationConfig,
+    *,
+    subject: str = "",
+    how: str = "",
+    pairs: Pairs | None = None,
+) -> list[ProtocolResult]:
+    """Runs protocols on embeddings.
+
+    Raises:
+        InputError: data that a protocol cannot use.
+    """
+    columns = {name: embedded.table.column(name) for name in COLUMNS}
+    table = {name: values for name, values in columns.items() if values is not None}
+    if pairs is not None:
+        if embedded.skipped:
+            raise InputError(
+                f"{embedded.skipped[0]}: unreadable, and the pairs file may name it; replace it "
+                f"({len(embedded.skipped)} unreadable images)"
+            )
+        table |= {"pairs": np.stack([pairs.a, pairs.b], axis=1), "same": pairs.same, "folds": pairs.fold}
+    prefix = ", ".join(part for part in (subject, options.variant, how) if part)
+    results = []
+    for name in options.protocols:
+        accepted = inspect.signature(PROTOCOLS[name]).parameters
+        extra = {"bootstrap": options.bootstrap} if "bootstrap" in accepted else {}
+        try:
+            result = PROTOCOLS[name](embedded.vectors, table, variant_prefix=prefix, **extra)
+        except ValueError as error:
+            raise InputError(f"evaluation: {name}: {error}") from error
+        if embedded.skipped:
+            result.notes.append(f"{len(embedded.skipped)} unreadable images are left out.")
+        results.append(result)
+    return results

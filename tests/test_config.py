@@ -1,0 +1,152 @@
+"""Recipes: overrides, every mistake at once, names of the package's recipes."""
+
+import pytest
+import yaml
+
+from metricid.config import (
+    differences,
+    expand,
+    find_recipe,
+    parse_recipe,
+    read_recipe,
+    recipe_folder,
+)
+from metricid.errors import InputError
+from metricid.training.build import check_recipe
+
+
+@pytest.fixture
+def recipe():
+    return {
+        "name": "small",
+        "data": {"train": "synthetic_faces", "options": {"identities": 20, "images": 4}},
+        "objective": [{"loss": "softmax"}],
+        "train": {"epochs": 1},
+    }
+
+
+def write(folder, values):
+    file = folder / "r.yaml"
+    file.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return file
+
+
+def test_overrides_reach_nested_keys_lists_and_new_sections(tmp_path, recipe):
+    values = read_recipe(
+        write(tmp_path, recipe), ["optim.lr=1e-3", "objective.0.label_smoothing=0.1", "data.size=[64, 32]"]
+    )
+    config = check_recipe(values, "r.yaml")
+    assert config.optim.lr == 0.001
+    assert config.objective[0]["label_smoothing"] == 0.1
+    assert config.data.size == (64, 32)
+
+
+def test_the_name_defaults_to_that_of_the_file(tmp_path, recipe):
+    del recipe["name"]
+    assert read_recipe(write(tmp_path, recipe))["name"] == "r"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr", "a.b=c"),
+        ("=3", "a.b=c"),
+        ("objective.4.margin=1", "entries 0 to 0"),
+        ("name.x=1", "is the value"),
+        ("optim.lr=[1", "not valid YAML"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_named(tmp_path, recipe, override, message):
+    with pytest.raises(InputError, match=message.replace("[", r"\[")):
+        read_recipe(write(tmp_path, recipe), [override])
+
+
+def test_all_mistakes_are_reported_at_once_with_dotted_paths(recipe):
+    recipe["data"] |= {"wrokers": 3, "size": [10, "a"], "sampler": {"name": "pkk"}}
+    recipe["data"]["augment"] = {"preset": "face", "flp": 1.0}
+    recipe["optim"] = {"lr": -1.0, "betas": [0.9, 1.5]}
+    recipe["model"] = {"backbone": "resnet81"}
+    recipe["objective"] = [{"loss": "arcfase"}, {"loss": "triplet", "margn": 0.3}]
+    recipe["train"] = {"epochs": 1, "images": 5}
+    recipe["evaluation"] = {"protocols": ["reidd"]}
+    recipe["extra"] = 1
+    with pytest.raises(InputError) as raised:
+        check_recipe(recipe, "r.yaml")
+    text = str(raised.value)
+    for expected in (
+        "data.wrokers: unknown key; did you mean 'workers'",
+        "data.size.1:",
+        "data.sampler: unknown sampler 'pkk'",
+        "data.augment",
+        "optim.lr:",
+        "optim.betas.1:",
+        "model.backbone: unknown backbone 'resnet81'",
+        "objective.0",
+        "objective.1",
+        "train: give either epochs or images",
+        "evaluation.protocols.0: unknown protocol 'reidd'",
+        "extra: unknown key",
+    ):
+        assert expected in text, text
+
+
+def test_missing_sections_and_values_are_named():
+    with pytest.raises(InputError) as raised:
+        parse_recipe({"name": "x", "data": {}}, "r.yaml")
+    assert {"  data.train: is required", "  objective: is required", "  train: is required"} <= set(
+        str(raised.value).splitlines()
+    )
+
+
+@pytest.mark.parametrize(
+    "split", [{}, {"train_identities": 1.5}, {"train": "a"}, {"train_identities": 5, "train": "a"}]
+)
+def test_a_split_is_given_in_exactly_one_way(recipe, split):
+    recipe["data"]["split"] = split
+    with pytest.raises(InputError, match=r"data\.split"):
+        parse_recipe(recipe, "r.yaml")
+
+
+def test_strict_types_a_text_is_no_number(recipe):
+    recipe["seed"] = "3"
+    with pytest.raises(InputError, match="seed"):
+        parse_recipe(recipe, "r.yaml")
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2", ""])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content):
+    with pytest.raises(InputError, match=r"r\.yaml"):
+        read_recipe(write(tmp_path, content))
+
+
+def test_an_unknown_recipe_name_suggests_the_nearest():
+    with pytest.raises(InputError, match="did you mean quickstart"):
+        find_recipe("quickstrat")
+
+
+def test_every_recipe_of_the_package_is_valid():
+    files = sorted(recipe_folder().rglob("*.yaml"))
+    assert files
+    for file in files:
+        assert check_recipe(read_recipe(file), str(file)).name == file.stem
+
+
+def test_the_resolved_recipe_reads_back_as_itself(recipe):
+    config = parse_recipe(recipe, "r.yaml")
+    again = parse_recipe(yaml.safe_load(yaml.safe_dump(config.plain())), "r.yaml")
+    assert again == config
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch, tmp_path):
+    monkeypatch.delenv("METRICID_NOWHERE", raising=False)
+    with pytest.raises(InputError, match="METRICID_NOWHERE"):
+        expand("$METRICID_NOWHERE/x.tar", "data.root")
+    monkeypatch.setenv("METRICID_NOWHERE", str(tmp_path))
+    assert expand("${METRICID_NOWHERE}/x.tar", "data.root") == tmp_path / "x.tar"
+
+
+def test_differences_are_dotted_paths():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}, "d": 1}) == [
+        "a.b: 1 -> 3",
+        "d: None -> 1",
+    ]

@@ -1,0 +1,140 @@
+"""Two processes against one: gradients of backbone and head on the joined batch."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from metricid.errors import InputError
+from metricid.losses.objective import Objective
+from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing
+from metricid.training.distributed import (
+    JoinedBatchNorm,
+    any_rank,
+    gather_objects,
+    join_batchnorm,
+    pick_device,
+    start_world,
+    stop_world,
+)
+from metricid.training.precision import pick_precision
+from metricid.training.trainer import TrainingModule
+
+TERMS = [
+    {"loss": "softmax", "label_smoothing": 0.1},
+    {"loss": "arcface", "scale": 16.0, "weight": 0.5},
+    {"loss": "triplet", "on": "features", "miner": "batch_hard"},
+    {"loss": "contrastive", "on": "embedding", "weight": 0.3},
+    {"loss": "center", "on": "features", "weight": 0.01},
+    {"loss": "triplet", "name": "later", "start": 0.9},
+]
+
+
+def build():
+    torch.manual_seed(0)
+    embedder = Embedder(
+        EmbedderConfig(
+            "resnet10t",
+            Preprocessing((32, 32)),
+            neck="bnneck",
+            embedding_dim=16,
+            backbone_options={"zero_init_last": False},
+        )
+    )
+    objective = Objective.from_config(TERMS, num_classes=6, feature_dim=16, embedding_dim=16)
+    return embedder, objective
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.arange(16) // 4
+
+
+def gradients(embedder, objective):
+    named = {f"embedder.{n}": p.grad for n, p in embedder.named_parameters() if p.requires_grad}
+    return named | {f"objective.{n}": p.grad for n, p in objective.named_parameters()}
+
+
+def two_ranks(rank, port, results):
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    world = start_world("cpu")
+    embedder, objective = build()
+    join_batchnorm(embedder, world.device)
+    embedder.train()
+    module = TrainingModule(embedder, objective, pick_precision("fp32", world.device), True)
+    wrapped = DistributedDataParallel(module, broadcast_buffers=False)
+    images, labels = batch()
+    part = slice(8 * rank, 8 * rank + 8)
+    output, _, _ = wrapped(images[part], labels[part], 0.5)
+    output.total.backward()
+    buffers = {n: b.clone() for n, b in embedder.named_buffers()}
+    flags = (any_rank(rank == 1, world), any_rank(False, world), gather_objects(rank, world))
+    results[rank] = ({n: g.clone() for n, g in gradients(embedder, objective).items()}, buffers, flags)
+    dist.barrier()
+    stop_world()
+
+
+@pytest.mark.timeout(180)
+def test_gradients_of_backbone_and_head_equal_the_single_process_on_the_joined_batch():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(two_ranks, (port, results), nprocs=2)
+        ranks = dict(results)
+    embedder, objective = build()
+    embedder.train()
+    images, labels = batch()
+    features, embedding = embedder(images)
+    objective(features, embedding, labels, 0.5).total.backward()
+    expected = gradients(embedder, objective)
+    for rank in (0, 1):
+        found, buffers, flags = ranks[rank]
+        assert flags == (True, False, [0, 1])
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            scale = gradient.abs().max().clamp(min=1e-8)
+            assert ((found[name] - gradient).abs().max() / scale) < 1e-5 or (
+                found[name] - gradient
+            ).abs().max() < 1e-5, name
+        for name, buffer in embedder.named_buffers():
+            assert_close(buffers[name], buffer, atol=1e-5, rtol=1e-5, msg=name)
+    assert expected["objective.losses.softmax.weight"].abs().max() > 1e-3
+    assert expected["embedder.backbone.conv1.0.weight"].abs().max() > 1e-3
+
+
+def test_batchnorm_with_its_activation_keeps_the_names_of_its_weights():
+    embedder, _ = build()
+    names = set(embedder.state_dict())
+    join_batchnorm(embedder, torch.device("cpu"))
+    assert set(embedder.state_dict()) == names
+    assert any(isinstance(m, JoinedBatchNorm) for m in embedder.modules())
+    assert not any(type(m) in (nn.BatchNorm1d, nn.BatchNorm2d) for m in embedder.modules())
+
+
+def test_a_device_that_is_not_there_is_named():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA GPU.*device=auto"):
+            pick_device("cuda")
+    with pytest.raises(InputError, match="numbered from 0|no CUDA GPU"):
+        pick_device("cuda:99")
+
+
+def test_half_precision_needs_a_gpu_and_auto_picks_what_the_device_computes():
+    with pytest.raises(InputError, match="fp16 needs a CUDA GPU"):
+        pick_precision("fp16", torch.device("cpu"))
+    assert pick_precision("auto", torch.device("cpu")).name in ("bf16", "fp32")
+    assert pick_precision("auto", torch.device("mps")).name == "fp32"
