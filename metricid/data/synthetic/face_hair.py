@@ -31,8 +31,8 @@ class Hair:
 
 
 def hair_colour(dice: Dice) -> Colour:
-    """A natural colour, or for one person in seven a dyed one."""
-    if dice.chance(0.14):
+    """A natural colour, or for one person in four a dyed one."""
+    if dice.chance(0.25):
         return hsv(dice.one(), dice.between(0.45, 0.85), dice.between(0.5, 0.95))
     first, second = dice.pick(_NATURAL), dice.pick(_NATURAL)
     return blend(first, second, dice.between(0.0, 0.25))
@@ -60,8 +60,8 @@ def hair_behind(sheet: Sheet, hair: Hair, skull: Skull) -> None:
     dice, dark = hair.dice, shade(hair.colour, 0.72)
     if hair.outline == "bun":
         side, radius = dice.pick((0.0, 0.0, -0.34, 0.34)), dice.between(0.14, 0.26)
-        for x in (side, -side) if side and dice.chance(0.5) else (side,):
-            sheet.add(ellipse(x, -skull.top - 0.12, radius, radius * 0.9), dark, depth=-0.1)
+        for middle in (side, -side) if side and dice.chance(0.5) else (side,):
+            sheet.add(ellipse(middle, -skull.top - 0.12, radius, radius * 0.9), dark, depth=-0.1)
     if hair.length <= 0.2:
         return
     flare, wave, waves = dice.between(-0.05, 0.2), dice.between(0.0, 0.05), dice.between(1.5, 4.0)

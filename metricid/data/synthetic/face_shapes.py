@@ -284,12 +284,12 @@ def _brows(sheet: Sheet, dice: Dice, hair: Hair, place: tuple[float, float], rea
 
 def _extras(sheet: Sheet, dice: Dice, skull: Skull, place: tuple[float, float], hair: Hair) -> None:
     """Things that this person always wears: glasses, a headband."""
-    if dice.chance(0.12) and hair.outline not in ("mohawk", "bald"):
+    if dice.chance(0.16) and hair.outline not in ("mohawk", "bald"):
         band = hsv(dice.one(), dice.between(0.4, 0.9), dice.between(0.4, 0.95))
         y, arch = -dice.between(0.4, 0.5), dice.between(0.0, 0.08)
         line = np.stack([(skull.width * 1.02) * (2 * _T - 1), y - arch * _ARCH], axis=1)
         sheet.add(ribbon(line, dice.between(0.07, 0.14)), band, lift=0.06)
-    if not dice.chance(0.32):
+    if not dice.chance(0.38):
         return
     frame = dice.pick(
         ((28, 26, 30), (96, 60, 34), (200, 168, 84), (190, 194, 204), hsv(dice.one(), 0.8, 0.75))

@@ -84,7 +84,7 @@ class SyntheticFaces(SyntheticSource):
             _occlude(canvas, dice, unit)
 
         key = np.array([dice.between(-1.0, 1.0), dice.between(-1.0, 0.5), dice.between(0.15, 1.0)])
-        strong, warm = dice.between(0.2, 0.8), dice.around(0.09)
+        strong, warm = dice.between(0.2, 0.7), dice.around(0.08)
         dim = dice.between(0.9, 1.1) - 0.5 * strong
         head = np.array([[0.75 * camera[0, 0], 0, camera[0, 3]], [0, 0.9 * camera[1, 1], camera[1, 3]]])
         canvas = light_up(
@@ -94,20 +94,20 @@ class SyntheticFaces(SyntheticSource):
             (strong + warm, strong, strong - warm),
             head,
         )
-        gain = tuple(1 + dice.around(0.09) for _ in range(3))
+        gain = tuple(1 + dice.around(0.08) for _ in range(3))
         canvas = expose(canvas, (gain[0], gain[1], gain[2]), dice.between(0.85, 1.18))
         blur = max(0.0, dice.between(-0.6, 0.8)) * unit / 56
         return sense(canvas, dice, blur, dice.between(1.0, 7.0), 0.5 if dice.chance(0.08) else 1.0)
 
 
 def _any_colour(dice: Dice) -> Colour:
-    return hsv(dice.one(), dice.between(0.05, 0.5), dice.between(0.25, 0.9))
+    return hsv(dice.one(), dice.between(0.05, 0.4), dice.between(0.3, 0.9))
 
 
 def _scenery(dice: Dice) -> list[Colour]:
     """Three colours that go together."""
     base = _any_colour(dice)
-    return [blend(base, _any_colour(dice), 0.45) for _ in range(3)]
+    return [blend(base, _any_colour(dice), 0.3) for _ in range(3)]
 
 
 def _pose(dice: Dice) -> np.ndarray:
@@ -118,7 +118,7 @@ def _pose(dice: Dice) -> np.ndarray:
     turn = np.array([[cos_y, 0.0, sin_y], [sin_p * sin_y, cos_p, -sin_p * cos_y]])
     cos_r, sin_r = np.cos(roll), np.sin(roll)
     turn = zoom * np.array([[cos_r, -sin_r], [sin_r, cos_r]]) @ turn
-    shift = np.array([[dice.around(0.11)], [dice.around(0.11) + 0.03]])
+    shift = np.array([[dice.around(0.17)], [dice.around(0.17) + 0.03]])
     return np.concatenate([turn, shift], axis=1)
 
 
@@ -127,7 +127,7 @@ def _draw_shoulders(canvas: np.ndarray, dice: Dice, camera: np.ndarray, person: 
     zoom = float(np.hypot(camera[0, 0], camera[1, 0]) + np.hypot(camera[0, 1], camera[1, 1])) / 2
     origin = camera[:, 3]
     chin, wide = person.skull.chin, dice.between(0.75, 1.0)
-    cloth = hsv(dice.one(), dice.between(0.1, 0.9), dice.between(0.2, 0.95))
+    cloth = hsv(dice.one(), dice.between(0.05, 0.5), dice.between(0.25, 0.9))
     collar = dice.between(0.16, 0.3)
     neck = np.array([[-0.24, 0.3], [0.24, 0.3], [0.26, chin + 0.35], [-0.26, chin + 0.35]])
     slope = np.stack([0.22 + (wide - 0.22) * _DOWN, chin + 0.14 + 0.3 * _DOWN**2], axis=1)

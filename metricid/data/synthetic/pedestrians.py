@@ -134,15 +134,15 @@ class SyntheticPedestrians(SyntheticSource):
 @lru_cache(maxsize=1024)
 def _camera(seed: int, number: int) -> _Camera:
     dice = Dice(0xCA3, seed, number)
-    wall = hsv(dice.one(), dice.between(0.0, 0.3), dice.between(0.3, 0.85))
-    ground = hsv(dice.one(), dice.between(0.0, 0.25), dice.between(0.3, 0.75))
+    wall = hsv(dice.one(), dice.between(0.0, 0.3), dice.between(0.5, 0.95))
+    ground = hsv(dice.one(), dice.between(0.0, 0.25), dice.between(0.4, 0.8))
     return _Camera(
         gain=(1 + dice.around(0.18), 1 + dice.around(0.1), 1 + dice.around(0.18)),
         gamma=dice.between(0.8, 1.25),
         zoom=dice.between(0.9, 1.08),
         horizon=dice.between(0.2, 0.6),
-        wall=tuple(blend(wall, hsv(dice.one(), 0.4, dice.one()), 0.3) for _ in range(3)),
-        ground=tuple(blend(ground, hsv(dice.one(), 0.3, dice.one()), 0.2) for _ in range(3)),
+        wall=tuple(blend(wall, hsv(dice.one(), 0.35, dice.between(0.3, 1.0)), 0.3) for _ in range(3)),
+        ground=tuple(blend(ground, hsv(dice.one(), 0.3, dice.between(0.2, 1.0)), 0.2) for _ in range(3)),
         blur=dice.between(0.0, 0.8),
         noise=dice.between(1.5, 8.0),
         sun=dice.between(-1.0, 1.0),
@@ -153,8 +153,7 @@ def _street(camera: _Camera, dice: Dice, size: tuple[int, int]) -> np.ndarray:
     """The wall above, the ground below, and something standing there."""
     height, width = size
     canvas = background(dice, size, camera.wall)
-    tone = 1 + dice.around(0.3)
-    canvas = cv2.convertScaleAbs(canvas, alpha=tone)
+    canvas = cv2.convertScaleAbs(canvas, alpha=1 + dice.around(0.3))
     if dice.chance(0.5):
         x, wide = dice.between(0, width), dice.between(0.1, 0.6) * width
         box = np.array(
