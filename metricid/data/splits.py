@@ -55,7 +55,7 @@ def query_gallery(test: Manifest) -> Manifest:
     cameras = test.column("camera")
     if cameras is None:
         raise InputError(
-            f"{test.name}: has no column 'camera', which decides the queries; add it or evaluate leave-one-out"
+            f"{test.name}: has no column 'camera', which decides the queries; add it or use leave-one-out"
         )
     paths, identities = test.paths, test.identities
     split = np.full(len(test), "gallery", object)
