@@ -248,19 +248,12 @@ def _term_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not wrong & {"start", "end"}:
         start, end = options.get("start", 0.0), options.get("end", 1.0)
         if not 0 <= start < end <= 1:
-            found.append(
-                (
-                    "start" if "start" in options else "end",
-                    f"needs 0 <= start < end <= 1, got {start} to {end}",
-                )
-            )
+            key = "start" if "start" in options else "end"
+            found.append((key, f"needs 0 <= start < end <= 1, got {start} to {end}"))
     name = options.get("name", "x")
     if "name" not in wrong and (not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name)):
         found.append(
-            (
-                "name",
-                f"{name!r} cannot be used: take letters, digits, '_' and '-', and no Python method's name",
-            )
+            ("name", f"{name!r} cannot be a name: take letters, digits, '_' and '-', such as 'id_loss'")
         )
     loss = options.get("loss")
     if not isinstance(loss, str) or loss not in LOSSES.names():
@@ -274,19 +267,26 @@ def _option_problems(loss: type, options: Mapping[str, Any]) -> list[tuple[str, 
     own = {key: value for key, value in options.items() if key != "loss"}
     found = [(key, unknown("option", key, allowed + list(KEYS))) for key in own if key not in allowed]
     own = {key: value for key, value in own.items() if key in allowed}
-    lines = signature_problems(loss, own, GIVEN)
-    if not lines:
-        accepted = inspect.signature(loss).parameters
-        given = {key: 2 for key in GIVEN if key in accepted}
-        try:
-            with torch.device(
-                "meta"
-            ):  # the constructor's own checks, without its memory or its random numbers
-                loss(**own, **given)
-        except OptionError as error:
-            lines = error.problems
-    split = [line.partition(": ") for line in lines]
-    return found + [(key, text) for key, _, text in split]
+    found += [_split(line) for line in signature_problems(loss, own, GIVEN)]
+    wrong = {key for key, _ in found}
+    parameters = inspect.signature(loss).parameters
+    if any(p.default is p.empty and name not in own for name, p in parameters.items() if name not in GIVEN):
+        return found  # a required option is missing, and is reported already
+    arguments = {key: value for key, value in own.items() if key not in wrong}
+    arguments |= {key: 2 for key in GIVEN if key in parameters}
+    try:
+        with torch.device("meta"):  # the constructor's own checks, but no memory and no random numbers
+            loss(**arguments)
+    except OptionError as error:
+        found += [_split(line) for line in error.problems]
+    except ValueError as error:
+        found.append(("", str(error)))
+    return found
+
+
+def _split(line: str) -> tuple[str, str]:
+    key, _, text = line.partition(": ")
+    return key, text
 
 
 def _name_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from metricid.losses import ArcFace, CenterLoss, Objective, SoftmaxCrossEntropy, Term, TripletLoss
+from metricid.losses import LOSSES, ArcFace, CenterLoss, Objective, SoftmaxCrossEntropy, Term, TripletLoss
 
 CLASSES, FEATURES, EMBEDDING = 6, 10, 4
 
@@ -196,6 +196,30 @@ def test_all_problems_of_a_recipe_are_found_at_once() -> None:
     assert "did you mean 'margin'" in messages["1.margn"]
     assert messages["1.scale"] == "must be positive, got -1.0"
     assert messages["2.margin"] == "expected a number or null, got 'wide'"
+
+
+def test_types_and_ranges_of_one_loss_are_found_together() -> None:
+    found = Objective.problems([{"loss": "center", "update": "sgd", "alpha": 2.0, "init_std": -1}])
+    assert {path for path, _ in found} == {"0.update", "0.alpha", "0.init_std"}
+
+
+def test_a_loss_registered_by_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Counting):
+        def __init__(self, size: int, depth: int = 1):
+            if size < 3:
+                raise ValueError("size and depth do not fit")
+            super().__init__()
+
+    monkeypatch.setitem(LOSSES._classes, "own", Own)
+    assert Objective.problems([{"loss": "own"}]) == [("0.size", "is required")]
+    assert Objective.problems([{"loss": "own", "size": 1}]) == [("0", "size and depth do not fit")]
+    assert Objective.problems([{"loss": "own", "size": 3}]) == []
+    assert isinstance(build({"loss": "own", "size": 3}).losses["own"], Own)
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "items", "training", "a b"])
+def test_names_that_cannot_be_used(name: str) -> None:
+    assert [path for path, _ in Objective.problems([{"loss": "softmax", "name": name}])] == ["0.name"]
 
 
 @pytest.mark.parametrize("terms", [None, [], {}, "softmax", 3])

@@ -194,6 +194,15 @@ def test_distances_are_right_where_float32_products_would_be_noise() -> None:
     assert_close(leaf.grad[0], (x[0] - x[1]) / (x[0] - x[1]).norm(), rtol=1e-3, atol=1e-3)  # type: ignore[index]
 
 
+def test_distances_tell_neighbouring_float32_numbers_apart() -> None:
+    """Rows of length 800 that differ by a few units in the last place, as when a batch collapses."""
+    torch.manual_seed(0)
+    x = 100 + torch.randint(-3, 4, (5, 64)) * 2.0**-17
+    exact = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").float()
+    assert exact.max() < 3e-7 * x.norm(dim=1).min()
+    assert_close(pairwise_distances(x), exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("miner", MINERS)
 def test_collapsed_batch_has_the_margin_as_loss_and_no_gradient(miner: Any) -> None:
     x = torch.full((6, 4), 3.7, requires_grad=True)
