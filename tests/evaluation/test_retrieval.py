@@ -8,6 +8,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
 from metricid.evaluation import leave_one_out, retrieval
+from metricid.evaluation.arrays import unique_rows
+from metricid.evaluation.intervals import mean_intervals
 
 from .oracles import loop_retrieval
 
@@ -197,11 +199,24 @@ def test_bootstrap_covers_the_value_and_is_seeded():
     for name, value in a.metrics.items():
         low, high = a.intervals[name]
         assert low < value < high
-    kept = ~np.isnan(a.average_precision)
-    ids, ap = search[2][kept], a.average_precision[kept]
-    groups = np.array([ap[ids == i].mean() for i in np.unique(ids)])
-    low, high = a.intervals["mAP"]
-    assert_allclose((high - low) / 2, 1.96 * groups.std() / np.sqrt(len(groups)), rtol=0.35)
+
+
+def test_bootstrap_equals_drawing_identities_one_by_one():
+    rng = np.random.default_rng(0)
+    ids, values = rng.integers(100, 110, size=70), rng.random(70)
+    names, rng, means = np.unique(ids), np.random.default_rng(5), []
+    for _ in range(30):
+        drawn = [names[i] for i in rng.integers(len(names), size=len(names))]
+        means.append(np.mean([v for name in drawn for v in values[ids == name]]))
+    intervals = mean_intervals({"mAP": values}, ids, replicates=30, seed=5)
+    assert_allclose(intervals["mAP"], np.quantile(means, [0.025, 0.975]))
+
+
+def test_equal_numbers_are_equal_rows():
+    rows, which = unique_rows(np.array([[0.0, 1.0], [2.0, 3.0], [-0.0, 1.0]]))
+    assert_array_equal(rows[which], [[0, 1], [2, 3], [0, 1]])
+    assert len(rows) == 2
+    assert unique_rows(np.eye(3)) is None
 
 
 @pytest.mark.parametrize(
