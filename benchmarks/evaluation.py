@@ -3,9 +3,9 @@
     python benchmarks/evaluation.py             # all cases: some five minutes on two cores
     python benchmarks/evaluation.py --small     # a tenth of the size, for a first look
 
-Every case runs in its own process, so that its peak memory is its own; "extra MB" is the peak above the inputs.
-AccuracyCalculator runs with precision_at_1, r_precision and mean_average_precision_at_r only, k = max_bin_count:
-its best case. It computes neither mAP, nor mINP, nor the same-camera rule. Both sides print what they share.
+Every case runs in its own process, so that its peak memory is its own; "extra MB" is the peak above the
+inputs. AccuracyCalculator runs with precision_at_1, r_precision and mean_average_precision_at_r only and with
+k = max_bin_count: its best case. It computes neither mAP, nor mINP, nor the same-camera rule.
 """
 
 import argparse
