@@ -35,6 +35,11 @@ class Chunk(NamedTuple):
     corrupt: list[str]
     error: InputError | None = None
 
+    @classmethod
+    def failed(cls, error: InputError) -> "Chunk":
+        """No batch, but what was wrong."""
+        return cls(torch.empty(0), np.empty(0), np.empty(0), [], error)
+
 
 class ImageDataset(Dataset[Sample]):
     """Random access to the images of a manifest, augmented by a seed that belongs to the place in the
@@ -102,7 +107,7 @@ class ImageDataset(Dataset[Sample]):
             for place, key in enumerate(keys):
                 target[place], labels[place], rows[place] = first if place == 0 else self[key]
         except InputError as error:
-            return Chunk(torch.empty(0), np.empty(0), np.empty(0), [], error)
+            return Chunk.failed(error)
         return Chunk(images, labels, rows, self._report())
 
     def _report(self) -> list[str]:

@@ -67,7 +67,8 @@ class Loader:
         self.wait_seconds = 0.0
         self.corrupt: list[str] = []
         self._keys = _EpochKeys(sampler)
-        self._loader = _worker_loader(dataset, self._keys, workers, prefetch, pin_memory)
+        self._options = (workers, prefetch, pin_memory)
+        self._loader: DataLoader[Any] | None = _worker_loader(dataset, self._keys, *self._options)
 
     def num_batches(self, epoch: int) -> int:
         """Batches in an epoch."""
@@ -79,14 +80,24 @@ class Loader:
         Raises:
             InputError: an image cannot be used, or a worker process died.
         """
+        if self._loader is None:
+            self._loader = _worker_loader(self.dataset, self._keys, *self._options)
         self._keys.epoch, self._keys.start = epoch, start
         began = time.perf_counter()
-        for chunk in _chunks(self._loader):
-            self.corrupt += [path for path in chunk.corrupt if path not in self.corrupt]
-            batch = Batch(chunk.images, torch.from_numpy(chunk.labels), torch.from_numpy(chunk.rows))
-            self.wait_seconds += time.perf_counter() - began
-            yield batch
-            began = time.perf_counter()
+        try:
+            for chunk in _chunks(self._loader):
+                self.corrupt += [path for path in chunk.corrupt if path not in self.corrupt]
+                batch = Batch(chunk.images, torch.from_numpy(chunk.labels), torch.from_numpy(chunk.rows))
+                self.wait_seconds += time.perf_counter() - began
+                yield batch
+                began = time.perf_counter()
+        except InputError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the worker processes; another `epoch` starts new ones."""
+        self._loader = None
 
 
 def iterate_images(
@@ -160,11 +171,11 @@ class _Ordered(Dataset[Any]):
                 image = self.transform(self.source.read(path), place)
             except ImageError as error:
                 if not self.skip:
-                    return Chunk(images, np.empty(0), np.empty(0), [], error)
+                    return Chunk.failed(error)
                 corrupt.append(path)
                 continue
             except InputError as error:
-                return Chunk(images, np.empty(0), np.empty(0), [], error)
+                return Chunk.failed(error)
             if not kept:
                 images = batch_memory(len(places), image)
             images[len(kept)] = torch.from_numpy(image)
@@ -192,6 +203,8 @@ def _worker_loader(
         prefetch_factor=prefetch if workers else None,
         persistent_workers=persistent and workers > 0,
         multiprocessing_context=_context() if workers else None,
+        # Its own generator: drawing worker seeds from the global one would change what a resumed run draws.
+        generator=torch.Generator(),
     )
 
 
@@ -201,9 +214,11 @@ def _context() -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Leaves Ctrl-C to the training process, drops its signal handlers, and keeps to one core."""
+    """Leaves Ctrl-C to the training process and keeps to one core.
+
+    SIGTERM is as PyTorch has set it by now: it ends the worker, whatever handler the training process has.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(0)
 
 
@@ -213,19 +228,26 @@ def _as_is(chunk: Any) -> Any:
 
 def _chunks(loader: DataLoader[Any]) -> Iterator[Chunk]:
     """Chunks in order; errors of the user's come as themselves, without the worker's traceback."""
-    stream = iter(loader)
-    while True:
-        try:
-            chunk = next(stream)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                "a loader process was killed, as a rule for want of memory or of shared memory (/dev/shm); "
-                "use fewer data.workers or a smaller batch"
-            ) from error
-        if chunk.error is not None:
-            raise chunk.error
-        yield chunk
+    stream, chunk = iter(loader), None
+    try:
+        while True:
+            try:
+                chunk = next(stream, None)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                chunk = Chunk.failed(
+                    InputError(
+                        "a loader process was killed, as a rule for want of memory or of shared memory "
+                        "(/dev/shm); use fewer data.workers or a smaller batch"
+                    )
+                )
+            if chunk is None:
+                return
+            if chunk.error is not None:
+                raise chunk.error
+            yield chunk
+    finally:
+        # An error's traceback keeps this frame. Workers that are found by the garbage collector instead of
+        # being released here take PyTorch five seconds each to end.
+        del loader, stream, chunk

@@ -13,7 +13,7 @@ from metricid.errors import InputError
 from metricid.registry import Registry
 
 PRESETS = Registry("augmentation preset", key="preset")
-_FILLS: dict[str, Any] = {"mean": (124.0, 116.0, 104.0), "noise": "random_uniform", "black": 0.0}
+_FILLS: dict[str, Any] = {"mean": (124.0, 116.0, 104.0), "noise": "random", "black": 0.0}
 _MAX_ROTATION = 180.0
 _MASK = 0xFFFFFFFFFFFFFFFF
 
@@ -218,7 +218,7 @@ def _operations(
                 p=chosen.warp,
             )
         )
-    elif chosen.crop:
+    elif chosen.crop and chosen.crop_pad:
         pad = max(1, round(chosen.crop_pad * height))
         after.append(
             alb.Sequential(
@@ -226,24 +226,26 @@ def _operations(
                 p=chosen.crop,
             )
         )
-    span = (1 - chosen.color_strength, 1 + chosen.color_strength)
-    limit = (-chosen.color_strength, chosen.color_strength)
-    smallest = min(chosen.low_resolution_scale, 0.75)
+    strength, sigma, area = chosen.color_strength, chosen.blur_sigma, chosen.erase_area
+    aspect = width / height
     after += [
         alb.HorizontalFlip(p=chosen.flip),
-        alb.RandomBrightnessContrast(limit, limit, p=chosen.color),
-        alb.ColorJitter((1, 1), (1, 1), span, (0, 0), p=chosen.color),
+        alb.RandomBrightnessContrast((-strength, strength), (-strength, strength), p=chosen.color),
+        alb.ColorJitter((1, 1), (1, 1), (1 - strength, 1 + strength), (0, 0), p=chosen.color),
         alb.ToGray(p=chosen.gray),
-        alb.GaussianBlur(blur_limit=0, sigma_limit=(0.1, max(0.1, chosen.blur_sigma)), p=chosen.blur),
+        alb.GaussianBlur(blur_limit=0, sigma_limit=(min(0.5, sigma), sigma), p=chosen.blur if sigma else 0),
         alb.Downscale(
-            (smallest, 0.75),
+            (chosen.low_resolution_scale, 0.75),
             interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR},
             p=chosen.low_resolution,
         ),
+        # Up to 3.3 times as long as the image's own shape: measured against a square, the operation would not
+        # erase more than 15% of an image that is twice as tall as wide.
         alb.Erasing(
-            scale=(min(0.02, chosen.erase_area), chosen.erase_area),
+            scale=(min(0.02, area), area),
+            ratio=(aspect / 3.3, aspect * 3.3),
             fill=_FILLS[chosen.erase_fill],
-            p=chosen.erase,
+            p=chosen.erase if area else 0,
         ),
     ]
     return [o for o in before if o.p], [o for o in after if o.p]

@@ -18,10 +18,15 @@ def test_lossless_formats_give_the_rgb_pixels(suffix):
     np.testing.assert_array_equal(decode_image(encoded(image, suffix), "x"), image)
 
 
-@pytest.mark.parametrize("data", [encoded(picture(0), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 98),
-                                  encoded(picture(0), ".jpg", *PROGRESSIVE),
-                                  encoded(picture(0), ".webp", cv2.IMWRITE_WEBP_QUALITY, 101),
-                                  encoded(picture(0), ".webp", cv2.IMWRITE_WEBP_QUALITY, 95)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(picture(0), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 98),
+        encoded(picture(0), ".jpg", *PROGRESSIVE),
+        encoded(picture(0), ".webp", cv2.IMWRITE_WEBP_QUALITY, 101),
+        encoded(picture(0), ".webp", cv2.IMWRITE_WEBP_QUALITY, 95),
+    ],
+)
 def test_lossy_formats_come_close_in_rgb_order(data):
     assert np.abs(decode_image(data, "x").astype(int) - picture(0)).mean() < 8
 
@@ -89,7 +94,9 @@ def test_damaged_pixels_of_a_png_are_an_error():
 
 def claimed(suffix: str, width: int, height: int) -> bytes:
     """A small file whose header claims another size."""
-    data = bytearray(encoded(picture(0), suffix, *((cv2.IMWRITE_WEBP_QUALITY, 90) if suffix == ".webp" else ())))
+    data = bytearray(
+        encoded(picture(0), suffix, *((cv2.IMWRITE_WEBP_QUALITY, 90) if suffix == ".webp" else ()))
+    )
     if suffix == ".jpg":
         struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
     elif suffix == ".png":
@@ -106,7 +113,9 @@ def claimed(suffix: str, width: int, height: int) -> bytes:
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_pixel_bomb_is_refused_by_its_header(suffix):
     side = 16000 if suffix == ".webp" else 20000
-    with pytest.raises(ImageError, match=rf"bomb: {side} x {side} pixels are more than the limit of 50000000"):
+    with pytest.raises(
+        ImageError, match=rf"bomb: {side} x {side} pixels are more than the limit of 50000000"
+    ):
         decode_image(claimed(suffix, side, side), "bomb")
 
 

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from metricid.data.manifest import LANDMARK_COLUMNS, Manifest, check_files
 from metricid.errors import InputError
 
-TEXT = st.text(
-    st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12
-).filter(str.strip)
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(str.strip)
 
 
 def small(**columns):
@@ -176,7 +174,7 @@ def test_a_byte_order_mark_and_quotes_are_read(tmp_path):
 
 def test_files_that_are_no_tables(tmp_path):
     assert "first row must name the columns" in problems_of(tmp_path, "")
-    assert "not UTF-8" in problems_of(tmp_path, "path,identity\n".encode() + b"\xff\xfe,x\n")
+    assert "not UTF-8" in problems_of(tmp_path, b"path,identity\n" + b"\xff\xfe,x\n")
     assert "not a readable Parquet file" in problems_of(tmp_path, "path,identity\n", "m.parquet")
     for name, message in (("none.csv", "does not exist"), ("none.txt", "must end in .csv or .parquet")):
         with pytest.raises(InputError, match=message):
@@ -206,7 +204,10 @@ def test_wrong_types_in_parquet(tmp_path):
 
 def test_dictionary_and_large_strings_are_text():
     table = pa.table(
-        {"path": pa.array(["a", "b"], pa.large_string()), "identity": pa.array(["x", "x"]).dictionary_encode()}
+        {
+            "path": pa.array(["a", "b"], pa.large_string()),
+            "identity": pa.array(["x", "x"]).dictionary_encode(),
+        }
     )
     assert Manifest(table).identities.tolist() == ["x", "x"]
 

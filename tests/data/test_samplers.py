@@ -124,8 +124,7 @@ def test_order_is_a_function_of_seed_and_epoch_and_can_start_anywhere(make):
 
 
 def test_identities_meet_at_random():
-    """Pairs share batches as independent draws would let them; neighbours that stay together would triple this
-    variance."""
+    """Pairs share batches as independent draws would; neighbours that stay together triple the variance."""
     known, chosen = 64, 8
     sampler = PKSampler(labels_of([8] * known), chosen, 2, seed=3)
     labels = labels_of([8] * known)
@@ -156,9 +155,7 @@ def test_positions_of_an_identity_spread_over_the_epoch():
     assert max(gaps) > 20
 
 
-@given(
-    count=st.integers(1, 200), size=st.integers(1, 40), world=st.integers(1, 4), epoch=st.integers(0, 3)
-)
+@given(count=st.integers(1, 200), size=st.integers(1, 40), world=st.integers(1, 4), epoch=st.integers(0, 3))
 def test_shuffle_shows_every_image_with_equal_batches(count, size, world, epoch):
     labels = np.zeros(count, int)
     steps = joined(lambda r, w: ShuffleSampler(labels, size, rank=r, world_size=w), world, epoch)
@@ -188,7 +185,10 @@ def test_class_balanced_shows_identities_equally_often(counts, size, world, epoc
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PKSampler(labels_of([4] * 12), 16, 4), "12 identities, but sampler.identities=16 needs 16; set"),
+        (
+            lambda: PKSampler(labels_of([4] * 12), 16, 4),
+            "12 identities, but sampler.identities=16 needs 16; set",
+        ),
         (
             lambda: PKSampler(labels_of([4] * 12), 8, 4, rank=1, world_size=2),
             "sampler.identities=8 x 2 processes needs 16; set sampler.identities to 6 or less",
@@ -211,7 +211,9 @@ def test_wrong_use_is_one_line(call, message):
 
 def test_recipes_name_samplers_by_their_options():
     labels = labels_of([4] * 10)
-    pk = SAMPLERS.build({"name": "pk", "identities": 5, "images": 2}, labels=labels, seed=1, rank=0, world_size=1)
+    pk = SAMPLERS.build(
+        {"name": "pk", "identities": 5, "images": 2}, labels=labels, seed=1, rank=0, world_size=1
+    )
     assert (pk.batch_size, pk.identities, pk.images) == (10, 5, 2)
     assert SAMPLERS.names() == ["class_balanced", "pk", "shuffle"]
     given = ("labels", "seed", "rank", "world_size")

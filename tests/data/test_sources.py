@@ -72,7 +72,9 @@ def test_limits_and_suffixes_are_passed_on(folder, pack):
 def test_a_tar_is_read_in_other_processes(folder, pack, method):
     source = TarSource(pack(folder))
     source.read("a/1.jpg")
-    with ProcessPoolExecutor(1 if method == "spawn" else 2, mp_context=multiprocessing.get_context(method)) as pool:
+    with ProcessPoolExecutor(
+        1 if method == "spawn" else 2, mp_context=multiprocessing.get_context(method)
+    ) as pool:
         images = list(pool.map(source.read, NAMES * 3))
     for image, name in zip(images, NAMES * 3, strict=True):
         np.testing.assert_array_equal(image, source.read(name))
@@ -150,7 +152,9 @@ def test_archives_without_random_access_are_refused(folder, pack):
     archive = pack(folder)
     packed = folder.parent / "images.tar.gz"
     packed.write_bytes(gzip.compress(archive.read_bytes()))
-    with pytest.raises(InputError, match="is compressed and allows no random access; unpack it once with gunzip"):
+    with pytest.raises(
+        InputError, match="is compressed and allows no random access; unpack it once with gunzip"
+    ):
         open_source(packed)
 
 
