@@ -91,14 +91,16 @@ class Sheet:
         for part, name, offset in self._moves:
             moves[MOVES.index(name), part] += offset
         space = np.concatenate([flat, depth[:, None]], axis=1).astype(np.float32)
-        return BakedSheet(space, moves, self._shapes)
+        moving = np.flatnonzero(moves.any(axis=(0, 2)))
+        return BakedSheet(space, moving, moves[:, moving], self._shapes)
 
 
 @dataclass(frozen=True)
 class BakedSheet:
-    """Points [N, 3], moves [len(MOVES), N, 2], and which points make which shape."""
+    """Points [N, 3], the M of them that expressions move, the moves [len(MOVES), M, 2], and the shapes."""
 
     space: np.ndarray
+    moving: np.ndarray
     moves: np.ndarray
     shapes: list[_Shape]
 
@@ -113,7 +115,7 @@ class BakedSheet:
             float32 [N, 2].
         """
         space = self.space.copy()
-        space[:, :2] += np.tensordot(strength.astype(np.float32), self.moves, axes=1)
+        space[self.moving, :2] += np.tensordot(strength.astype(np.float32), self.moves, axes=1)
         return space @ camera[:, :3].T.astype(np.float32) + camera[:, 3].astype(np.float32)
 
     def draw(self, image: np.ndarray, subpixels: np.ndarray, start: int, stop: int | None) -> None:

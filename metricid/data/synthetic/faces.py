@@ -23,7 +23,7 @@ from metricid.data.synthetic.drawing import (
 from metricid.data.synthetic.face_shapes import Person, build_person
 from metricid.data.synthetic.source import SyntheticSource
 
-_build_person = lru_cache(maxsize=512)(build_person)
+_build_person = lru_cache(maxsize=1024)(build_person)
 _DOWN = np.linspace(0.0, 1.0, 5)
 
 
@@ -84,7 +84,7 @@ class SyntheticFaces(SyntheticSource):
             _occlude(canvas, dice, unit)
 
         key = np.array([dice.between(-1.0, 1.0), dice.between(-1.0, 0.5), dice.between(0.15, 1.0)])
-        strong, warm = dice.between(0.2, 0.7), dice.around(0.08)
+        strong, warm = dice.between(0.2, 0.6), dice.around(0.08)
         dim = dice.between(0.9, 1.1) - 0.5 * strong
         head = np.array([[0.75 * camera[0, 0], 0, camera[0, 3]], [0, 0.9 * camera[1, 1], camera[1, 3]]])
         canvas = light_up(
@@ -112,13 +112,13 @@ def _scenery(dice: Dice) -> list[Colour]:
 
 def _pose(dice: Dice) -> np.ndarray:
     """From space to the plane, [2, 4], in half images about the centre."""
-    yaw, pitch, roll = dice.around(0.55), dice.around(0.28), dice.around(0.24)
+    yaw, pitch, roll = dice.around(0.5), dice.around(0.25), dice.around(0.24)
     zoom = dice.between(0.98, 1.18)
     cos_y, sin_y, cos_p, sin_p = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
     turn = np.array([[cos_y, 0.0, sin_y], [sin_p * sin_y, cos_p, -sin_p * cos_y]])
     cos_r, sin_r = np.cos(roll), np.sin(roll)
     turn = zoom * np.array([[cos_r, -sin_r], [sin_r, cos_r]]) @ turn
-    shift = np.array([[dice.around(0.17)], [dice.around(0.17) + 0.03]])
+    shift = np.array([[dice.around(0.14)], [dice.around(0.14) + 0.03]])
     return np.concatenate([turn, shift], axis=1)
 
 
