@@ -84,6 +84,9 @@ class ModelConfig(Section):
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None
     color_order: Literal["RGB", "BGR"] = "RGB"
+    output: Literal["embedding", "features"] = Field(
+        "embedding", description="what the trained model gives: after the neck, or before it"
+    )
 
 
 class OptimConfig(Section):
@@ -134,12 +137,16 @@ class EvaluationConfig(Section):
     protocols: list[str] = Field(default_factory=lambda: ["identification"])
     every: Annotated[int, Field(ge=0)] = Field(1, description="validate every N epochs; 0 = only at the end")
     best: str = Field(
-        "rank1", description="metric of the first protocol by which the best checkpoint is kept"
+        "rank-1", description="metric of the first protocol by which the best checkpoint is kept"
     )
     flip: bool = True
     batch_size: Count = 128
     query_gallery: bool = Field(
         False, description="the first image of each (identity, camera) is a query, the others are the gallery"
+    )
+    distractors: list[str] = Field(
+        default_factory=list,
+        description="gallery identities that never match (Market-1501: ['0'])",
     )
     variant: str = Field("", description="text that names the split beside each number")
     baselines: list[Literal["pixels", "random"]] = Field(default_factory=list)
@@ -300,7 +307,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: `1e-3` is a number, `on` a word; truth values are `true` and `false`."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

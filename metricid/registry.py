@@ -98,7 +98,7 @@ def signature_problems(
 ) -> list[str]:
     """Checks options by name and type against a signature; `given` arguments come from the caller."""
     parameters = inspect.signature(function).parameters
-    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    target = function.__init__ if inspect.isclass(function) else function
     hints = get_type_hints(target)
     allowed = [name for name in parameters if name not in given]
     problems = []

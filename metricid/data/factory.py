@@ -157,7 +157,7 @@ def split_table(table: Manifest, split: SplitConfig | None) -> tuple[Manifest, M
 
 def _rows(table: Manifest, chosen: np.ndarray, name: str) -> Manifest:
     if not chosen.any():
-        found = sorted({str(v) for v in table.column("split")})
+        found = sorted(set(np.asarray(table.column("split"), dtype=str).tolist()))
         raise InputError(f"data.split: no image has split {name!r}; found: {', '.join(found)}")
     return table.select(chosen)
 

@@ -2,7 +2,7 @@
 
 from metricid.evaluation.arrays import combine_flip
 from metricid.evaluation.curves import Curve
-from metricid.evaluation.protocols import PROTOCOLS
+from metricid.evaluation.protocols import NEEDED, PROTOCOLS
 from metricid.evaluation.results import ProtocolResult, format_table
 from metricid.evaluation.retrieval import RetrievalResult, leave_one_out, retrieval
 from metricid.evaluation.scores import OperatingPoint, ScoreTable
@@ -16,6 +16,7 @@ from metricid.evaluation.verification import (
 
 __all__ = [
     "FAR_TARGETS",
+    "NEEDED",
     "PROTOCOLS",
     "Curve",
     "OperatingPoint",

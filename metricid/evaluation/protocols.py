@@ -258,6 +258,15 @@ PROTOCOLS: dict[str, Callable[..., ProtocolResult]] = {
 }
 
 
+NEEDED: dict[str, tuple[str, ...]] = {
+    "reid": ("identity", "camera", "split"),
+    "identification": ("identity",),
+    "retrieval": ("identity",),
+    "verification": ("identity",),
+    "lfw": ("pairs", "same"),
+}
+
+
 def _column(table: Table, name: str, items: FloatArray, protocol: str) -> NDArray[Any]:
     """A column without gaps, as long as the embeddings."""
     values = table.get(name)

@@ -22,6 +22,7 @@ class ProtocolResult:
         notes: what a reader must know; whole sentences.
         intervals: metric -> 95% bootstrap interval.
         unsupported: metrics the number of impostor pairs cannot support.
+        subject: what was evaluated: a model, a baseline.
     """
 
     protocol: str
@@ -32,10 +33,12 @@ class ProtocolResult:
     notes: list[str] = field(default_factory=list)
     intervals: dict[str, Interval] = field(default_factory=dict)
     unsupported: list[str] = field(default_factory=list)
+    subject: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for `json.dumps`: curves of at most 500 points, an infinite threshold as None."""
         return {
+            "subject": self.subject,
             "protocol": self.protocol,
             "variant": self.variant,
             "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
@@ -46,47 +49,60 @@ class ProtocolResult:
             "curves": {k: v.to_json() for k, v in self.curves.items()},
         }
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """(protocol, measure, value, details, variant) of each measure, ready to print.
+    def cell(self, name: str) -> str:
+        """A measure as text: `83.11% [81.2, 85.0]`, with `*` where the data cannot support it."""
+        if name not in self.metrics:
+            return ""
+        value = self.metrics[name]
+        text = f"{value:.4f}" if name.startswith("threshold") else f"{100 * value:.2f}%"
+        if name in self.unsupported:
+            text += "*"
+        if name in self.intervals:
+            low, high = self.intervals[name]
+            text += f" [{100 * low:.2f}, {100 * high:.2f}]"
+        return text
 
-        Details are the interval, whether the data support the value, and what belongs to an operating point:
-        the rate at the nearest false accept rate and the threshold.
+    def shown(self) -> list[str]:
+        """Measures for the terminal: all but those that the data cannot support at all, and their details.
+
+        `to_json` has the rest: rates at the nearest false accept rate, thresholds of unsupported rates.
         """
-        rows = []
-        for name, value in self.metrics.items():
-            rate = name.removeprefix("TAR@")
-            if name.endswith(" (nearest)") or name.startswith("threshold at FAR="):
-                continue  # details of their TAR@FAR
-            text = f"{value:.4f}" if name.startswith("threshold") else f"{100 * value:.2f}%"
-            details = []
-            if name in self.unsupported:
-                details.append("UNSUPPORTED")
-            if name in self.intervals:
-                low, high = self.intervals[name]
-                details.append(f"[{100 * low:.2f}, {100 * high:.2f}]")
-            if f"{name} (nearest)" in self.metrics:
-                details.append(f"nearest {100 * self.metrics[f'{name} (nearest)']:.2f}%")
-                details.append(f"cosine >= {self.metrics[f'threshold at {rate} (cosine)']:.4f}")
-            rows.append((self.protocol, name, text, " ".join(details), self.variant))
-        return rows
+        unsupported = tuple(f"threshold at {name.removeprefix('TAR@')} " for name in self.unsupported)
+        return [
+            name
+            for name in self.metrics
+            if not name.endswith(" (nearest)") and not (unsupported and name.startswith(unsupported))
+        ]
 
 
 def format_table(results: Sequence[ProtocolResult]) -> str:
-    """A table for a terminal: protocol, measure, value, details, variant; below it counts and notes.
+    """Tables for a terminal: a block for each protocol, variant and data; in it a column for each subject.
 
     Example:
-        >>> print(format_table([ProtocolResult("identification", "cosine", {"rank-1": 0.5}, {"queries": 2})]))
-        protocol        measure  value   details  variant
-        --------------  -------  ------  -------  -------
-        identification  rank-1   50.00%           cosine
-        identification: queries 2
+        >>> from dataclasses import replace
+        >>> first = ProtocolResult("identification", "cosine", {"rank-1": 0.5}, {"queries": 2}, subject="a")
+        >>> second = replace(first, metrics={"rank-1": 0.25}, subject="pixels")
+        >>> print(format_table([first, second]))
+        identification (cosine; 2 queries)
+                     a  pixels
+        rank-1  50.00%  25.00%
     """
-    header = ("protocol", "measure", "value", "details", "variant")
-    rows = [row for result in results for row in result.rows()]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [header, tuple("-" * width for width in widths), *rows]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    blocks: dict[str, list[ProtocolResult]] = {}
     for result in results:
-        text.append(f"{result.protocol}: " + ", ".join(f"{k} {v:,}" for k, v in result.counts.items()))
-        text.extend(f"  note: {note}" for note in result.notes)
-    return "\n".join(line.rstrip() for line in text)
+        counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
+        blocks.setdefault(f"{result.protocol} ({result.variant}; {counts})", []).append(result)
+    return "\n\n".join("\n".join(_block(title, members)) for title, members in blocks.items())
+
+
+def _block(title: str, members: Sequence[ProtocolResult]) -> list[str]:
+    names = list(dict.fromkeys(name for result in members for name in result.shown()))
+    columns = [["", *names]] + [[r.subject, *(r.cell(name) for name in names)] for r in members]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [title]
+    for row in zip(*columns, strict=True):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        line = "  ".join(cells).rstrip()
+        if line:
+            lines.append(line)
+    return lines + [f"note: {note}" for note in dict.fromkeys(n for r in members for n in r.notes)]

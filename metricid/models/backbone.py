@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -85,7 +86,8 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
     """The last feature map or tokens of the network: `[B, C, N]`, N positions, without prefix tokens."""
-    x = backbone.forward_features(images)
+    forward: Callable[[Tensor], Tensor] = backbone.forward_features  # type: ignore[assignment]
+    x = forward(images)
     if x.ndim == 4:
         if getattr(backbone, "output_fmt", None) == "NHWC":
             x = x.permute(0, 3, 1, 2)

@@ -49,6 +49,7 @@ class EmbedderConfig:
     neck: Neck = "none"
     embedding_dim: int | None = None
     backbone_options: dict[str, Any] = field(default_factory=dict)
+    output: Literal["embedding", "features"] = "embedding"
 
 
 class Embedder(nn.Module):
@@ -71,6 +72,9 @@ class Embedder(nn.Module):
         InputError: an unknown backbone, an option it refuses, weights that do not fit.
     """
 
+    pixel_shift: Tensor
+    pixel_scale: Tensor
+
     def __init__(self, config: EmbedderConfig, *, pretrained: bool = False, weights: str | None = None):
         super().__init__()
         quiet_timm()
@@ -80,9 +84,7 @@ class Embedder(nn.Module):
         self.backbone = build_backbone(
             config.backbone, size=size, pretrained=pretrained, weights=weights, options=options
         )
-        self.pooling: nn.Module | None = {"avg": Average, "gem": GeM, "native": lambda: None}[
-            config.pooling
-        ]()
+        self.pooling = _build_pooling(config.pooling)
         width = self._measure_width(size)
         dim = config.embedding_dim or width
         if config.neck == "linear_bn" and config.embedding_dim is None:
@@ -112,6 +114,27 @@ class Embedder(nn.Module):
         x = self.normalize(images) if images.dtype == torch.uint8 else images
         features = self.reduction(self._pool(x))
         return EmbedderOutput(features, self.neck(features))
+
+    def embed(self, images: Tensor, *, flip: bool = False) -> Tensor:
+        """What search and evaluation use: the `output` of the configuration, not normalised.
+
+        Args:
+            images: as in `forward`.
+            flip: add that of the mirrored images, f(x) + f(flip x), as face benchmarks do.
+
+        Returns:
+            float32 [B, `output_dim`].
+        """
+        vectors = getattr(self(images), self.config.output).float()
+        if flip:
+            mirrored = images.flip(2 if images.dtype == torch.uint8 else 3)
+            vectors = vectors + getattr(self(mirrored), self.config.output).float()
+        return vectors
+
+    @property
+    def output_dim(self) -> int:
+        """Width of what `embed` gives."""
+        return self.embedding_dim if self.config.output == "embedding" else self.feature_dim
 
     def normalize(self, images: Tensor) -> Tensor:
         """RGB pixels, uint8 `[B, H, W, 3]`, to the network's float32 input `[B, 3, H, W]` (channels last)."""
@@ -177,6 +200,12 @@ def embedder_from_dict(values: dict[str, Any]) -> EmbedderConfig:
         return EmbedderConfig(**{**values, "preprocessing": preprocessing})
     except (KeyError, TypeError) as error:
         raise InputError(f"not the description of an embedder ({first_line(error)})") from error
+
+
+def _build_pooling(kind: Pooling) -> nn.Module | None:
+    if kind == "native":
+        return None
+    return GeM() if kind == "gem" else Average()
 
 
 def _build_neck(kind: Neck, width: int, dim: int) -> nn.Module:

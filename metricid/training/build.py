@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from metricid.config import Problem, RunConfig, parse_recipe
@@ -13,12 +14,12 @@ from metricid.data.loader import Loader
 from metricid.data.samplers import SAMPLERS
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
-from metricid.evaluation import PROTOCOLS
+from metricid.evaluation import NEEDED, PROTOCOLS
 from metricid.losses.objective import Objective
 from metricid.models.backbone import backbone_problem
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, default_preprocessing
 from metricid.registry import unknown
-from metricid.training.distributed import World
+from metricid.training.distributed import World, join_batchnorm
 from metricid.training.optim import build_optimizer, parameter_groups
 from metricid.training.precision import Precision, pick_precision
 
@@ -81,6 +82,7 @@ def build_embedder(config: RunConfig) -> Embedder:
         neck=model.neck,
         embedding_dim=model.embedding_dim,
         backbone_options=model.backbone_options,
+        output=model.output,
     )
     return Embedder(structure, pretrained=model.pretrained, weights=model.weights)
 
@@ -93,6 +95,7 @@ def build_run(config: RunConfig, world: World) -> Run:
     """
     precision = pick_precision(config.train.precision, world.device)
     splits = build_splits(config.data, make_queries=config.evaluation.query_gallery)
+    _check_columns(config, splits)
     label_map = {name: label for label, name in enumerate(splits.train.identity_names())}
     labels = splits.train.labels(label_map)
     sampler = SAMPLERS.build(
@@ -127,9 +130,23 @@ def build_run(config: RunConfig, world: World) -> Run:
     objective.to(world.device)
     if config.train.channels_last:
         embedder.to(memory_format=torch.channels_last)
+    if world.distributed and config.train.sync_batchnorm:
+        join_batchnorm(embedder, world.device)
     groups = parameter_groups(embedder, objective, config.optim)
     optimizer = build_optimizer(groups, config.optim, world.device)
     return Run(config, world, splits, label_map, loader, embedder, objective, optimizer, precision)
+
+
+def _check_columns(config: RunConfig, splits: Splits) -> None:
+    """Refuses a protocol before the training that it would fail after."""
+    for part in (splits.validation, splits.test):
+        for protocol in config.evaluation.protocols:
+            missing = [name for name in NEEDED[protocol] if part is not None and part.column(name) is None]
+            if missing:
+                raise InputError(
+                    f"evaluation.protocols: {protocol} needs the column {missing[0]!r}, which is not there"
+                    + ("; set evaluation.query_gallery=true" if missing == ["split"] else "")
+                )
 
 
 def _model_problems(values: Mapping[str, Any]) -> list[Problem]:
@@ -148,11 +165,26 @@ def _objective_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 def _protocol_problems(values: Mapping[str, Any]) -> list[Problem]:
     evaluation = values.get("evaluation")
-    names = evaluation.get("protocols", []) if isinstance(evaluation, Mapping) else []
-    if not isinstance(names, list):
+    names = evaluation.get("protocols", ["identification"]) if isinstance(evaluation, Mapping) else []
+    if not isinstance(names, list) or not isinstance(evaluation, Mapping):
         return []
-    return [
-        (f"evaluation.protocols.{i}", unknown("protocol", name, sorted(PROTOCOLS)))
-        for i, name in enumerate(names)
-        if isinstance(name, str) and name not in PROTOCOLS
-    ]
+    usable = sorted(name for name in PROTOCOLS if name != "lfw")
+    problems: list[Problem] = []
+    for i, name in enumerate(names):
+        if name == "lfw":
+            message = "needs a pairs file; after the training: metricid evaluate RUN --layout lfw --root ..."
+            problems.append((f"evaluation.protocols.{i}", message))
+        elif isinstance(name, str) and name not in PROTOCOLS:
+            problems.append((f"evaluation.protocols.{i}", unknown("protocol", name, usable)))
+    best = evaluation.get("best", "rank-1")
+    if names and not problems and isinstance(best, str) and isinstance(names[0], str):
+        known = _measures(names[0])
+        if best not in known:
+            problems.append(("evaluation.best", unknown(f"measure of {names[0]}", best, known)))
+    return problems
+
+
+def _measures(protocol: str) -> list[str]:
+    """The measures that a protocol gives, asked from itself on four made-up images."""
+    table = {"identity": ["a", "a", "b", "b"], "camera": list("1212"), "split": ["query", "gallery"] * 2}
+    return list(PROTOCOLS[protocol](np.eye(4, dtype=np.float32), table).metrics)

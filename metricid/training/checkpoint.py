@@ -157,6 +157,7 @@ def load_weights(
 def random_state() -> dict[str, Any]:
     """The state of every random generator that a step may use."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),

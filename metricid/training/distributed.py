@@ -1,5 +1,6 @@
 """Several processes as one: start, exact gradients, shared statistics."""
 
+import inspect
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from metricid.errors import InputError
 
@@ -143,19 +145,14 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalises `[B, C, ...]`; in evaluation it is the ordinary layer."""
         if not self.training:
             return super().forward(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * dist.get_world_size()
         mean = _SumOverRanks.apply(x.sum(axes)) / count
         centered = x - mean.view(shape)
         variance = _SumOverRanks.apply(centered.square().sum(axes)) / count
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                self.running_mean.lerp_(mean.detach(), self.momentum)
-                unbiased = variance.detach() * (count / max(count - 1, 1))
-                self.running_var.lerp_(unbiased, self.momentum)
+        self._track(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
         y = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
@@ -163,6 +160,15 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
         for part in self.children():
             y = part(y)
         return y
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(unbiased, share)
 
 
 def join_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
@@ -181,13 +187,18 @@ def join_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
 
 def _joined(norm: nn.modules.batchnorm._BatchNorm) -> JoinedBatchNorm:
     new = JoinedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    new.load_state_dict(norm.state_dict())
-    if norm.affine:
-        new.weight.requires_grad_(norm.weight.requires_grad)
-        new.bias.requires_grad_(norm.bias.requires_grad)
-    for name, part in norm.named_children():
-        new.add_module(name, part)
+    new._parameters.update(norm._parameters)
+    new._buffers.update(norm._buffers)
+    new._modules.update(norm._modules)
     return new
+
+
+def wrap_ddp(module: nn.Module, device: torch.device, *, sync_buffers: bool) -> DistributedDataParallel:
+    """Averages the gradients of all ranks; with `sync_buffers`, rank 0's running statistics hold for all."""
+    accepted = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+    options: dict[str, Any] = {name: sync_buffers, "device_ids": [device] if device.type == "cuda" else None}
+    return DistributedDataParallel(module, **options)
 
 
 def any_rank(flag: bool, world: World) -> bool:

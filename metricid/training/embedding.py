@@ -6,13 +6,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from metricid.data.dataset import OnCorrupt
 from metricid.data.loader import iterate_images
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
+from metricid.errors import InputError
 from metricid.models.embedder import Embedder
 from metricid.training.distributed import World, gather_objects
 from metricid.training.precision import Precision
+
+MAX_PIXEL_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def embed_images(
     batch_size: int = 128,
     flip: bool = True,
     workers: int = 1,
-    on_corrupt: str = "error",
+    on_corrupt: OnCorrupt = "error",
     label: str = "embed",
 ) -> Embedded:
     """Embeds every image of a manifest; several ranks take a share each, and all get the whole.
@@ -94,7 +98,7 @@ def embed_images(
                 bar.update(len(index))
     finally:
         embedder.train(was_training)
-    empty = np.zeros((0, embedder.embedding_dim), dtype=np.float32)
+    empty = np.zeros((0, embedder.output_dim), dtype=np.float32)
     parts = gather_objects(
         (np.concatenate([empty, *vectors]), np.concatenate([mine[:0], *kept]), skipped), world
     )
@@ -110,16 +114,22 @@ def forward_batch(
     """Embeds uint8 `[B, H, W, 3]` images to float32 `[B, D]`; with `flip`, adds the mirrored images."""
     images = images.to(device, non_blocking=True)
     with precision.autocast():
-        vectors = embedder(images).embedding.float()
-        if flip:
-            vectors = vectors + embedder(images.flip(2)).embedding.float()
-    return vectors
+        return embedder.embed(images, flip=flip)
 
 
 def pixel_vectors(
-    source: ImageSource, table: Manifest, size: tuple[int, int], workers: int, on_corrupt: str
+    source: ImageSource, table: Manifest, size: tuple[int, int], workers: int, on_corrupt: OnCorrupt
 ) -> Embedded:
-    """Raw pixels as if they were embeddings, float32 [N, H*W*3]: the baseline that a model has to beat."""
+    """Raw pixels as if they were embeddings, float32 [N, H*W*3]: the baseline that a model has to beat.
+
+    Raises:
+        InputError: more pixels than 4 GiB of float32, or an image that cannot be read.
+    """
+    if len(table) * size[0] * size[1] * 12 > MAX_PIXEL_BYTES:
+        raise InputError(
+            f"raw pixels as a baseline: {len(table)} images of {size[0]}x{size[1]} pixels need over 4 GiB; "
+            "leave this baseline out"
+        )
     transform = build_transform({"preset": "plain"}, size=size, train=False)
     skipped: list[str] = []
     vectors = np.empty((len(table), size[0] * size[1] * 3), dtype=np.float32)

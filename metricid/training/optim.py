@@ -3,11 +3,14 @@
 import copy
 import math
 from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from metricid.config import OptimConfig
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def parameter_groups(embedder: nn.Module, objective: nn.Module, config: OptimConfig) -> list[dict]:
@@ -83,7 +86,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, pro
     return rate
 
 
-class WeightAverage:
+class WeightAverage(Generic[M]):
     """Exponential moving average of a model's weights; buffers are copied.
 
     The decay rises as (1 + n) / (10 + n) with the number of updates n, so that the average of a short run is
@@ -94,10 +97,10 @@ class WeightAverage:
         decay: the final decay.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: M, decay: float):
         self.decay = decay
         self.updates = 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from metricid.training.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
-from metricid.training.distributed import any_rank, gather_batch, gather_objects, join_batchnorm
+from metricid.training.distributed import any_rank, gather_batch, gather_objects, wrap_ddp
 from metricid.training.loggers import JsonlLog, Progress, TensorBoardLog
 from metricid.training.optim import WeightAverage, set_learning_rate
 from metricid.training.precision import Precision
@@ -161,7 +161,7 @@ class Trainer:
             pixels = batch.images.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
             last = number == len(micro) - 1
-            with nullcontext() if last or not self.world.distributed else self.module.no_sync():
+            with nullcontext() if last else self._local_gradients():
                 output, features, embedding = self.module(pixels, labels, progress)
                 self.scaler.scale(output.total / len(micro)).backward()
             total += float(output.total.detach()) / len(micro)
@@ -186,6 +186,11 @@ class Trainer:
             self.average.update(run.embedder)
         self.position.nonfinite_in_a_row = 0
         window.add(total, terms, images)
+
+    def _local_gradients(self) -> AbstractContextManager[None]:
+        """Holds back the averaging over ranks until the last batch of a step."""
+        module = self.module
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
     def _clip(self) -> float:
         """The norm of all gradients together, after limiting it."""
@@ -253,11 +258,6 @@ class Trainer:
             self.run.precision,
         )
         name = self.config.evaluation.best
-        if name not in results[0].metrics:
-            raise InputError(
-                f"evaluation.best: {results[0].protocol} has no metric {name!r}; "
-                f"one of: {', '.join(results[0].metrics)}"
-            )
         value = results[0].metrics[name]
         self._write_log(
             "validation",
@@ -340,8 +340,6 @@ class Trainer:
 
     def _wrap(self) -> nn.Module:
         run, train = self.run, self.config.train
-        if self.world.distributed and train.sync_batchnorm:
-            join_batchnorm(run.embedder, self.world.device)
         if train.compile:
             run.embedder.compile()
         run.embedder.train()
@@ -349,8 +347,7 @@ class Trainer:
         module = TrainingModule(run.embedder, run.objective, run.precision, self.world.distributed)
         if not self.world.distributed:
             return module
-        devices = [self.world.device] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=not train.sync_batchnorm)
+        return wrap_ddp(module, self.world.device, sync_buffers=not train.sync_batchnorm)
 
     def _gather(self) -> Any:
         return gather_batch if self.world.distributed else None

@@ -1,6 +1,8 @@
 """Protocols run on the embeddings of a model."""
 
 import inspect
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,6 @@ from metricid.training.embedding import Embedded, embed_images, pixel_vectors
 from metricid.training.precision import Precision
 
 COLUMNS = ("identity", "camera", "split", "group")
-MAX_PIXEL_BYTES = 4 << 30
 
 
 def evaluate_model(
@@ -58,8 +59,12 @@ def evaluate_model(
         workers=pick_workers(data.workers, world.size),
         on_corrupt=data.on_corrupt,
     )
-    how = "flip-sum" if options.flip else "no flip"
-    return run_protocols(embedded, options, subject=subject, how=how, pairs=pairs)
+    return run_protocols(embedded, options, subject=subject, how=flip_text(options), pairs=pairs)
+
+
+def flip_text(options: EvaluationConfig) -> str:
+    """Which of the two usual forms of the embedding a number belongs to."""
+    return "flip-sum" if options.flip else "no flip"
 
 
 def evaluate_pixels(
@@ -74,13 +79,7 @@ def evaluate_pixels(
     Raises:
         InputError: more pixels than 4 GiB of float32.
     """
-    size = data.size
-    if len(table) * size[0] * size[1] * 12 > MAX_PIXEL_BYTES:
-        raise InputError(
-            f"evaluation.baselines: {len(table)} images of {size[0]}x{size[1]} pixels need over 4 GiB; "
-            "leave 'pixels' out"
-        )
-    embedded = pixel_vectors(source, table, size, pick_workers(data.workers, 1), data.on_corrupt)
+    embedded = pixel_vectors(source, table, data.size, pick_workers(data.workers, 1), data.on_corrupt)
     return run_protocols(embedded, options, subject="raw pixels", how="no flip", pairs=pairs)
 
 
@@ -106,16 +105,17 @@ def run_protocols(
                 f"({len(embedded.skipped)} unreadable images)"
             )
         table |= {"pairs": np.stack([pairs.a, pairs.b], axis=1), "same": pairs.same, "folds": pairs.fold}
-    prefix = ", ".join(part for part in (subject, options.variant, how) if part)
+    who = ", ".join(part for part in (subject, how) if part)
     results = []
     for name in options.protocols:
         accepted = inspect.signature(PROTOCOLS[name]).parameters
-        extra = {"bootstrap": options.bootstrap} if "bootstrap" in accepted else {}
+        extra: dict[str, Any] = {"bootstrap": options.bootstrap, "distractors": options.distractors}
+        extra = {key: value for key, value in extra.items() if key in accepted}
         try:
-            result = PROTOCOLS[name](embedded.vectors, table, variant_prefix=prefix, **extra)
+            result = PROTOCOLS[name](embedded.vectors, table, variant_prefix=options.variant, **extra)
         except ValueError as error:
             raise InputError(f"evaluation: {name}: {error}") from error
         if embedded.skipped:
             result.notes.append(f"{len(embedded.skipped)} unreadable images are left out.")
-        results.append(result)
+        results.append(replace(result, subject=who))
     return results

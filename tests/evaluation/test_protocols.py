@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,12 +48,24 @@ def test_every_protocol_has_one_signature_and_survives_json(name):
     assert plain["counts"] == result.counts
     assert all(len(curve["x"]) == len(curve["y"]) <= 500 for curve in plain["curves"].values())
     table = format_table([result])
-    for metric, value in result.metrics.items():
-        base = metric.replace("threshold at FAR", "TAR@FAR").removesuffix(" (nearest)")
-        base = base.removesuffix(" (cosine)") if base.startswith("TAR") else base
-        shown = f"{value:.4f}" if metric.startswith("threshold") else f"{100 * value:.2f}%"
-        assert any(base in line and shown in line and result.variant in line for line in table.splitlines())
-    assert all(f"{key} {value:,}" in table for key, value in result.counts.items())
+    title, *lines = table.splitlines()
+    assert result.variant in title
+    assert all(f"{value:,} {key}" in title for key, value in result.counts.items())
+    for metric in result.shown():
+        value = result.metrics[metric]
+        text = f"{value:.4f}" if metric.startswith("threshold") else f"{100 * value:.2f}%"
+        assert any(line.startswith(metric) and text in line for line in lines)
+
+
+def test_subjects_of_one_protocol_stand_side_by_side():
+    model = replace(PROTOCOLS["identification"](X, TABLE), subject="model")
+    pixels = replace(model, subject="pixels", metrics={k: v / 2 for k, v in model.metrics.items()})
+    other = replace(PROTOCOLS["verification"](X, TABLE), subject="model")
+    first, second = format_table([model, other, pixels]).split("\n\n")
+    assert first.splitlines()[1].split() == ["model", "pixels"]
+    rank1 = 100 * model.metrics["rank-1"]
+    assert first.splitlines()[2].split() == ["rank-1", f"{rank1:.2f}%", f"{rank1 / 2:.2f}%"]
+    assert second.startswith("verification (")
 
 
 def test_reid_is_retrieval_with_cameras():
@@ -104,7 +117,9 @@ def test_verification_states_what_the_pairs_can_bear():
     assert result.metrics["threshold at FAR=0.1 (cosine)"] == expected.point(1e-1).threshold
     assert result.unsupported == ["TAR@FAR=0.0001", "TAR@FAR=0.0001 (nearest)"]
     assert f"{expected.reliable_far:.1e} (rule of 30)" in result.notes[0]
-    assert "UNSUPPORTED" in format_table([result])
+    assert f"{100 * result.metrics['TAR@FAR=0.0001']:.2f}%*" in format_table([result])
+    assert "threshold at FAR=0.1 (cosine)" in result.shown()
+    assert "threshold at FAR=0.0001 (cosine)" not in result.shown()
     assert result.counts["genuine pairs"] + result.counts["impostor pairs"] == N * (N - 1) // 2
 
 

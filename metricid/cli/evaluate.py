@@ -1,0 +1,222 @@
+"""`metricid evaluate SUBJECT`: a run, a checkpoint, stored embeddings, or a baseline on any data set."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metricid.config import DataConfig, EvaluationConfig, RunConfig, find_recipe, parse_recipe, read_recipe
+from metricid.data.embedding_set import EmbeddingSet
+from metricid.data.factory import build_splits, layout_names, open_layout, pick_workers
+from metricid.data.layouts.lfw import Pairs, read_pairs
+from metricid.data.manifest import Manifest
+from metricid.data.sources import FolderSource, ImageSource, TarSource
+from metricid.data.splits import query_gallery
+from metricid.errors import InputError
+from metricid.evaluation import PROTOCOLS, ProtocolResult, format_table
+from metricid.models.embedder import Embedder, embedder_to_dict
+from metricid.registry import unknown
+from metricid.report.plots import plot_result
+from metricid.training.build import build_embedder, check_recipe
+from metricid.training.checkpoint import find_checkpoint, load_embedder, read_checkpoint, seed_everything
+from metricid.training.distributed import World, start_world, stop_world
+from metricid.training.embedding import Embedded, embed_images, pixel_vectors
+from metricid.training.precision import pick_precision
+from metricid.training.run_folder import write_json
+from metricid.training.validation import flip_text, run_protocols
+
+STORED = (".parquet", ".npy")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("subject", help="run folder, checkpoint, embeddings (.parquet, .npy), or recipe")
+    parser.add_argument(
+        "--baseline", choices=["pixels", "random"], help="no trained model, on a recipe's data"
+    )
+    parser.add_argument("--layout", help="evaluate on other data: " + ", ".join(layout_names()))
+    parser.add_argument("--root", help="folder or tar file of that data")
+    parser.add_argument("--manifest", help="table of that data, for --layout manifest")
+    parser.add_argument("--split", help="only the rows whose split column has this value")
+    parser.add_argument("--query-gallery", action="store_true", help="divide images by identity and camera")
+    parser.add_argument("--pairs", help="pairs file of protocol lfw, inside the data (default: pairs.txt)")
+    parser.add_argument("--protocol", help="comma-separated: " + ", ".join(PROTOCOLS))
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="add the mirrored image")
+    parser.add_argument("--variant", help="text that names the data beside each number")
+    parser.add_argument("--bootstrap", type=int, help="resamples for 95%% intervals")
+    parser.add_argument("--on-corrupt", choices=["error", "skip"], help="unreadable images")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16")
+    parser.add_argument("--save-embeddings", type=Path, metavar="FILE", help="store them (.parquet or .npy)")
+    parser.add_argument("-o", "--output", type=Path, help="folder for results.json and the curves as PNG")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model with the recipe it came from; no embedder for the pixel baseline."""
+
+    name: str
+    config: RunConfig
+    embedder: Embedder | None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluates, prints the table, and writes what was asked for."""
+    world = start_world(options.device)
+    try:
+        results = _evaluate(options, world)
+    finally:
+        stop_world()
+    if not world.is_main:
+        return 0
+    values = {"subject": options.subject, "results": [result.to_json() for result in results]}
+    if options.output is not None:
+        write_json(options.output / "results.json", values)
+        for result in results:
+            plot_result(result, options.output / "curves")
+    print(json.dumps(values, indent=2) if options.json else format_table(results))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, world: World) -> list[ProtocolResult]:
+    path = Path(options.subject)
+    if path.suffix in STORED:
+        return _evaluate_stored(options, path)
+    subject = _baseline(options) if options.baseline else _trained(path)
+    data = _changed(subject.config.data, workers=options.workers, on_corrupt=options.on_corrupt)
+    settings = _settings(options, subject.config.evaluation, other_data=options.layout is not None)
+    source, table, pairs = _data(options, data, settings)
+    workers = pick_workers(data.workers, world.size)
+    if subject.embedder is None:
+        embedded = pixel_vectors(
+            source, table, data.size, pick_workers(data.workers, world.size), data.on_corrupt
+        )
+        settings = _changed(settings, flip=False)
+    else:
+        embedded = embed_images(
+            subject.embedder.to(world.device),
+            source,
+            table,
+            world=world,
+            precision=pick_precision(options.precision, world.device),
+            batch_size=settings.batch_size,
+            flip=settings.flip,
+            workers=workers,
+            on_corrupt=data.on_corrupt,
+        )
+    if options.save_embeddings is not None and world.is_main:
+        _save(embedded, subject, settings, options.save_embeddings)
+    return run_protocols(embedded, settings, subject=subject.name, how=flip_text(settings), pairs=pairs)
+
+
+def _trained(path: Path) -> Subject:
+    if path.suffix in (".yaml", ".yml") or (not path.exists() and path.parent == Path()):
+        raise InputError(
+            f"{path}: no run folder, checkpoint or embeddings; "
+            "a recipe is evaluated with --baseline pixels or --baseline random"
+        )
+    checkpoint = find_checkpoint(path)
+    state = read_checkpoint(checkpoint)
+    config = parse_recipe(state["config"], f"{checkpoint}: stored recipe")
+    return Subject(f"{config.name} ({checkpoint.name})", config, load_embedder(state, checkpoint))
+
+
+def _baseline(options: argparse.Namespace) -> Subject:
+    path = Path(options.subject)
+    if path.is_dir() or path.suffix == ".pt":
+        config = parse_recipe(read_checkpoint(find_checkpoint(path))["config"], f"{path}: stored recipe")
+    else:
+        file = find_recipe(options.subject)
+        config = check_recipe(read_recipe(file), str(file))
+    if options.baseline == "pixels":
+        return Subject("raw pixels", config, None)
+    seed_everything(config.seed)
+    return Subject("untrained network", config, build_embedder(config))
+
+
+def _settings(options: argparse.Namespace, recipe: EvaluationConfig, *, other_data: bool) -> EvaluationConfig:
+    names = None
+    if options.protocol is not None:
+        names = options.protocol.split(",")
+        for name in names:
+            if name not in PROTOCOLS:
+                raise InputError(f"--protocol: {unknown('protocol', name, sorted(PROTOCOLS))}")
+    elif other_data:
+        names = (
+            ["lfw"] if options.layout == "lfw" else ["reid"] if options.query_gallery else ["identification"]
+        )
+    if options.batch_size is not None and options.batch_size < 1:
+        raise InputError(f"--batch-size: must be at least 1, got {options.batch_size}")
+    variant = options.variant if options.variant is not None else "" if other_data else None
+    return _changed(
+        recipe,
+        protocols=names,
+        flip=options.flip,
+        variant=variant,
+        bootstrap=options.bootstrap,
+        batch_size=options.batch_size,
+        query_gallery=options.query_gallery or (False if other_data else None),
+    )
+
+
+def _data(
+    options: argparse.Namespace, data: DataConfig, settings: EvaluationConfig
+) -> tuple[ImageSource, Manifest, Pairs | None]:
+    if options.layout is None:
+        splits = build_splits(data, make_queries=settings.query_gallery)
+        if splits.test is None:
+            raise InputError("the recipe has no test identities (data.split); give --layout and --root")
+        return splits.source, splits.test, None
+    source, table = open_layout(
+        options.layout,
+        root=options.root,
+        manifest=options.manifest,
+        max_pixels=data.max_pixels,
+        option="--root",
+    )
+    if options.split is not None:
+        column = table.column("split")
+        if column is None or not (column == options.split).any():
+            raise InputError(f"--split: no image of {source.name} has split {options.split!r}")
+        table = table.select(column == options.split)
+    if settings.query_gallery:
+        table = query_gallery(table)
+    pairs = None
+    if "lfw" in settings.protocols:
+        if not isinstance(source, (FolderSource, TarSource)):
+            raise InputError(f"--protocol lfw: {options.layout} has no pairs file")
+        pairs = read_pairs(source, table, options.pairs or "pairs.txt")
+    return source, table, pairs
+
+
+def _evaluate_stored(options: argparse.Namespace, path: Path) -> list[ProtocolResult]:
+    stored = EmbeddingSet.read(path)
+    settings = _settings(options, EvaluationConfig(), other_data=True)
+    table = query_gallery(stored.table) if settings.query_gallery else stored.table
+    rows = stored.embeddings
+    if options.split is not None:
+        column = table.column("split")
+        chosen = np.zeros(len(table), bool) if column is None else column == options.split
+        if not chosen.any():
+            raise InputError(f"--split: no row of {path} has split {options.split!r}")
+        table, rows = table.select(chosen), rows[chosen]
+    how = str(stored.card.get("how", ""))
+    return run_protocols(Embedded(rows, table, []), settings, subject=path.name, how=how)
+
+
+def _save(embedded: Embedded, subject: Subject, settings: EvaluationConfig, path: Path) -> None:
+    card: dict[str, Any] = {"subject": subject.name, "normalised": False, "how": flip_text(settings)}
+    if subject.embedder is not None:
+        card["embedder"] = embedder_to_dict(subject.embedder.config)
+    EmbeddingSet(embedded.vectors, embedded.table, card).write(path)
+
+
+def _changed(section: Any, **values: Any) -> Any:
+    """A copy of a section of a recipe with those values that are given."""
+    return section.model_copy(update={name: value for name, value in values.items() if value is not None})

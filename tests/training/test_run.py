@@ -1,0 +1,261 @@
+"""Whole runs: what they leave behind, and what happens when something goes wrong."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from torch.testing import assert_close
+
+from metricid.data.manifest import Manifest
+from metricid.errors import InputError
+from metricid.training import trainer
+from metricid.training.checkpoint import CheckpointStore, read_checkpoint
+from metricid.training.run_folder import read_run_recipe
+
+
+def events(run, kind):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def test_a_run_explains_itself(small):
+    outcome = small.train()
+    run = small.run
+    assert {p.name for p in run.iterdir()} >= {
+        "recipe.yaml",
+        "environment.json",
+        "log.jsonl",
+        "checkpoints",
+        "manifests",
+        "results.json",
+        "results.txt",
+        "curves",
+    }
+    assert read_run_recipe(run) == small.config().plain()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    parts = {
+        name: Manifest.read(run / "manifests" / f"{name}.csv") for name in ("train", "validation", "test")
+    }
+    names = [set(part.identity_names()) for part in parts.values()]
+    assert [len(n) for n in names] == [9, 3, 4]
+    assert len(set.union(*names)) == 16
+    for name, part in parts.items():
+        assert environment["data"][name]["fingerprint"] == part.fingerprint()
+    results = json.loads((run / "results.json").read_text())
+    assert results == outcome.values
+    assert results["images"] == 96
+    assert results["steps"] == 6
+    assert results["results"][0]["counts"]["queries"] == 24
+    assert not list(run.rglob(".*.tmp"))
+    assert "rank-1" in outcome.text
+    assert str(run) in outcome.text
+
+
+def test_terms_are_logged_one_by_one_and_only_inside_their_window(small):
+    small.set(log__every=1, train__accumulate=1, train__images=64)
+    small.train()
+    steps = events(small.run, "step")
+    assert [set(s["terms"]) for s in steps] == [{"softmax", "center"}] * 2 + [
+        {"softmax", "triplet", "center"}
+    ] * 6
+    for line in steps:
+        weighted = (
+            line["terms"]["softmax"] + line["terms"].get("triplet", 0) + 0.001 * line["terms"]["center"]
+        )
+        assert line["loss"] == pytest.approx(weighted, rel=1e-4)
+        assert {"lr", "images_per_second", "wait_share", "epoch", "images"} <= set(line)
+
+
+def test_the_checkpoint_holds_the_whole_state_and_the_label_map(small):
+    small.train()
+    store = CheckpointStore(small.run / "checkpoints")
+    assert [p.name for p in store.steps()] == ["step-000000006.pt", "step-000000004.pt"]
+    state = read_checkpoint(store.steps()[0])
+    assert {"model", "objective", "ema", "optimizer", "scaler", "position", "random", "label_map"} <= set(
+        state
+    )
+    train = Manifest.read(small.run / "manifests" / "train.csv")
+    assert state["label_map"] == {name: i for i, name in enumerate(train.identity_names())}
+    assert store.best.is_file()
+
+
+def test_a_finished_run_is_shown_and_not_repeated(small):
+    first = small.train()
+    before = (small.run / "log.jsonl").read_bytes()
+    again = small.train()
+    assert again.values == first.values
+    assert "finished" in again.text
+    assert (small.run / "log.jsonl").read_bytes() == before
+
+
+def test_a_run_folder_of_another_recipe_is_left_alone(small):
+    small.train()
+    small.set(optim__lr=0.002)
+    with pytest.raises(InputError, match=r"optim\.lr: 0\.001 -> 0\.002.*name=\.\.\."):
+        small.train()
+
+
+def test_how_a_run_is_watched_may_change_when_it_resumes(small):
+    small.train()
+    small.set(log__every=5, data__workers=1)
+    assert "finished" in small.train().text
+
+
+def test_accumulating_two_batches_equals_one_of_both(small, monkeypatch):
+    """With batch normalisation off, two half batches give the gradient of the whole."""
+    gradients = []
+    monkeypatch.setattr(
+        trainer.Trainer,
+        "_clip",
+        lambda self: gradients.append([p.grad.clone() for p in self.parameters if p.grad is not None]) or 1.0,
+    )
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: x)
+    monkeypatch.setattr(torch.nn.BatchNorm1d, "forward", lambda self, x: x)
+    small.set(objective=[{"loss": "softmax"}], model__backbone="resnet10t", model__backbone_options={})
+    small.set(data__split={"train_identities": 15}, data__augment={"preset": "plain"}, evaluation__every=0)
+    small.set(
+        train={"images": 8, "precision": "fp32", "accumulate": 2},
+        data__sampler={"name": "shuffle", "batch_size": 4},
+    )
+    small.set(name="two").train()
+    small.set(
+        train={"images": 8, "precision": "fp32", "accumulate": 1},
+        data__sampler={"name": "shuffle", "batch_size": 8},
+    )
+    small.set(name="one").train()
+    for a, b in zip(*gradients, strict=True):
+        assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def poison(small, monkeypatch, steps):
+    """Makes the loss NaN at the given calls."""
+    calls = iter(range(10_000))
+    forward = trainer.TrainingModule.forward
+
+    def poisoned(self, images, labels, progress):
+        output, features, embedding = forward(self, images, labels, progress)
+        if next(calls) in steps:
+            nan = output.total * float("nan")
+            output = output._replace(total=nan, terms=output.terms | {"softmax": nan.detach()})
+        return output, features, embedding
+
+    monkeypatch.setattr(trainer.TrainingModule, "forward", poisoned)
+
+
+def test_a_step_with_a_non_finite_loss_is_skipped_counted_and_named(small, monkeypatch):
+    small.set(train__accumulate=1, train__images=64)
+    poison(small, monkeypatch, {3, 5})
+    outcome = small.train()
+    found = events(small.run, "nonfinite")
+    assert [e["step"] for e in found] == [3, 5]
+    assert found[0]["what"] == "loss of softmax"
+    assert outcome.values["nonfinite_steps"] == 2
+    assert "2 steps were skipped" in outcome.text
+    state = read_checkpoint(CheckpointStore(small.run / "checkpoints").steps()[0])
+    for part in ("model", "ema", "objective"):
+        assert all(torch.isfinite(v).all() for v in state[part].values())
+
+
+def test_a_skipped_step_changes_neither_weights_nor_statistics(small, monkeypatch):
+    small.set(train__images=16, train__accumulate=1, checkpoint__every_steps=1, evaluation__every=0)
+    poison(small, monkeypatch, {1})
+    small.train()
+    newest, before = (read_checkpoint(p) for p in CheckpointStore(small.run / "checkpoints").steps())
+    for part in ("model", "ema", "objective"):
+        assert_close(newest[part], before[part], rtol=0, atol=0)
+
+
+def test_ten_non_finite_steps_in_a_row_stop_the_run_with_advice(small, monkeypatch):
+    small.set(train__images=800, train__accumulate=1, evaluation__every=0)
+    poison(small, monkeypatch, set(range(3, 1000)))
+    with pytest.raises(InputError, match=r"step 12: 10 non-finite steps in a row.*optim\.lr"):
+        small.train()
+
+
+def test_a_full_disk_while_checkpointing_loses_nothing(small, monkeypatch):
+    small.set(train__images=160)
+    save = torch.save
+    written = []
+
+    def fill(values, file, *rest, **options):
+        if values["position"]["step"] == 4:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        written.append(values["position"]["step"])
+        save(values, file, *rest, **options)
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(InputError, match="disk is full.*same command"):
+        small.train()
+    assert [p.name for p in CheckpointStore(small.run / "checkpoints").steps()] == ["step-000000002.pt"]
+    assert not list(small.run.rglob(".*.tmp"))
+    monkeypatch.setattr(torch, "save", save)
+    assert small.train().values["steps"] == 10
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(small, capsys):
+    small.train()
+    newest = CheckpointStore(small.run / "checkpoints").steps()[0]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    (small.run / "results.json").unlink()
+    assert small.train().values["steps"] == 6
+    said = capsys.readouterr().err
+    assert "step-000000006.pt: damaged" in said
+    assert "resuming" in said
+    assert "from step 4 of 6" in said
+
+
+def test_what_a_killed_process_was_writing_is_removed(small):
+    (small.run / "checkpoints").mkdir(parents=True)
+    (small.run / "checkpoints" / ".step-000000001.pt.abc.tmp").write_bytes(b"half")
+    small.train()
+    assert not list(small.run.rglob(".*.tmp"))
+
+
+def test_a_second_process_in_the_same_folder_is_kept_out(small):
+    import fcntl
+
+    small.run.mkdir(parents=True)
+    with open(small.run / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is training here"):
+            small.train()
+
+
+def test_tensorboard_gets_the_scalars(small):
+    small.set(log__tensorboard=True)
+    small.train()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events_ = EventAccumulator(str(small.run / "tensorboard")).Reload()
+    assert {"loss", "lr", "terms/softmax", "validation/rank-1"} <= set(events_.Tags()["scalars"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__split": {"train_identities": 1}}, "at least two"),
+        ({"data__sampler": {"name": "pk", "identities": 40, "images": 2}}, "identities"),
+        ({"data__split": {"train_identities": 12, "validation_identities": 12}}, "leave none to train on"),
+        ({"data__split": {"train": "a", "test": "b"}}, "column 'split'"),
+        ({"data__train": "folder", "data__options": {}, "data__root": "/nowhere"}, "/nowhere"),
+        ({"data__train": "folder", "data__options": {}}, "data.root"),
+        ({"data__train": "manifest", "data__options": {}}, "data.manifest"),
+        ({"evaluation__protocols": ["reid"]}, "camera"),
+        ({"train__precision": "fp16"}, "fp16 needs a CUDA GPU"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_written(small, changes, message):
+    small.set(**changes)
+    with pytest.raises(InputError, match=message):
+        small.train()
+    assert not small.run.exists()
+
+
+def test_recipe_file_of_a_run_reads_back(small):
+    small.set(train__images=16, evaluation__every=0).train()
+    values = yaml.safe_load((small.run / "recipe.yaml").read_text())
+    assert values["objective"][1]["on"] == "features"
