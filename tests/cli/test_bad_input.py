@@ -1,0 +1,253 @@
+"""What a user's mistakes get: one clear line, exit code 2, and nothing half-written."""
+
+import errno
+import re
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from metricid.cli.main import main
+from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, embedder_to_dict
+from metricid.training.checkpoint import write_checkpoint
+
+
+class Shop:
+    """A folder of photos with a recipe beside it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.photos = folder / "photos"
+        rng = np.random.default_rng(0)
+        for person in ("ann", "bob", "eve", "kim", "lee"):
+            (self.photos / person).mkdir(parents=True)
+            for number in range(4):
+                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                cv2.imwrite(str(self.photos / person / f"{number}.jpg"), pixels)
+        self.values = {
+            "name": "shop",
+            "runs": str(folder / "runs"),
+            "data": {
+                "train": "folder",
+                "root": str(self.photos),
+                "size": [32, 32],
+                "split": {"train_identities": 3},
+                "sampler": {"name": "pk", "identities": 3, "images": 2},
+                "workers": 0,
+            },
+            "model": {"backbone": "test_resnet"},
+            "objective": [{"loss": "softmax"}],
+            "train": {"images": 24, "precision": "fp32"},
+            "evaluation": {"every": 0},
+        }
+
+    def train(self, *overrides):
+        file = self.folder / "shop.yaml"
+        file.write_text(yaml.safe_dump(self.values))
+        return main(["train", str(file), *overrides])
+
+    @property
+    def run(self):
+        return self.folder / "runs" / "shop"
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return Shop(tmp_path)
+
+
+@pytest.fixture
+def refused(capfd, shop):
+    """Checks the code, the one line, and that no run folder appeared."""
+
+    def check(code, *words, lines=1, run_folder=False):
+        out, err = capfd.readouterr()
+        said = [
+            line
+            for line in re.split(r"[\r\n]+", err)
+            if re.match(r"metricid|  \S", line) and "%|" not in line
+        ]
+        assert code == 2, err
+        assert "Traceback" not in err
+        assert out == ""
+        assert len(said) == lines, err
+        for word in words:
+            assert word in err, err
+        assert shop.run.exists() == run_folder
+        assert not list(shop.folder.rglob("*.tmp"))
+
+    return check
+
+
+def test_the_shop_trains_and_its_run_evaluates(shop, capfd):
+    assert shop.train() == 0
+    assert "rank-1" in capfd.readouterr().out
+    assert main(["evaluate", str(shop.run), "--protocol", "identification,verification"]) == 0
+    assert "TAR@FAR" in capfd.readouterr().out
+
+
+def test_a_wrong_path(shop, refused):
+    refused(shop.train("data.root=/no/such/place"), "/no/such/place: does not exist")
+
+
+def test_an_empty_folder(shop, refused):
+    empty = shop.folder / "empty"
+    empty.mkdir()
+    refused(shop.train(f"data.root={empty}"), str(empty), "no images")
+
+
+def test_a_zero_byte_jpeg(shop, refused):
+    for file in shop.photos.rglob("1.jpg"):
+        file.write_bytes(b"")
+    refused(shop.train(), "1.jpg", "empty", run_folder=True)
+    assert not (shop.run / "checkpoints").exists()
+
+
+def test_a_text_file_called_jpg(shop, refused):
+    for file in shop.photos.rglob("1.jpg"):
+        file.write_text("I am a text")
+    refused(shop.train(), "1.jpg", "not an image", run_folder=True)
+
+
+def test_bad_images_can_be_skipped_and_are_counted(shop, capfd):
+    (shop.photos / "ann" / "1.jpg").write_bytes(b"")
+    (shop.photos / "bob" / "2.jpg").write_text("text")
+    (shop.photos / "lee" / "2.jpg").write_bytes((shop.photos / "lee" / "2.jpg").read_bytes()[:300])
+    assert shop.train("data.on_corrupt=skip", "data.split.train_identities=4", "train.images=60") == 0
+    out = capfd.readouterr().out
+    assert "could not be read" in out or "left out" in out
+
+
+def bomb(path, side=20_000):
+    """A valid PNG header that promises side x side pixels, in a few bytes."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_a_pixel_bomb_is_refused_before_it_is_decoded(shop, refused):
+    for file in shop.photos.rglob("1.jpg"):
+        file.unlink()
+        bomb(file.with_suffix(".png"))
+    refused(shop.train(), "1.png", "20000", "max_pixels", run_folder=True)
+
+
+def test_the_limit_on_pixels_is_an_option(shop, refused):
+    refused(shop.train("data.max_pixels=100"), "32 x 32", "max_pixels", run_folder=True)
+
+
+def test_a_csv_with_a_missing_column(shop, refused):
+    table = shop.folder / "table.csv"
+    table.write_text("path,person\nann/0.jpg,ann\n")
+    code = shop.train("data.train=manifest", f"data.manifest={table}")
+    refused(code, "table.csv", "identity")
+
+
+def test_a_csv_with_bad_rows_names_each(shop, refused):
+    table = shop.folder / "table.csv"
+    table.write_text("path,identity\nann/0.jpg,ann\nann/0.jpg,ann\nbob/1.jpg,\n")
+    refused(shop.train("data.train=manifest", f"data.manifest={table}"), "row 3", "row 4")
+
+
+def test_a_csv_that_names_missing_files(shop, refused):
+    table = shop.folder / "table.csv"
+    table.write_text("path,identity\nann/0.jpg,ann\nbob/77.jpg,bob\n")
+    code = shop.train("data.train=manifest", f"data.manifest={table}")
+    refused(code, "row 3", "bob/77.jpg")
+
+
+def test_one_identity_only(shop, refused):
+    refused(shop.train("data.split.train_identities=1"), "at least two")
+
+
+def test_fewer_identities_than_p(shop, refused):
+    refused(shop.train("data.sampler.identities=64"), "64", "identities")
+
+
+def test_weights_of_another_architecture(shop, refused):
+    embedder = Embedder(EmbedderConfig("resnet10t", Preprocessing((32, 32))))
+    torch.save({"model": embedder.state_dict()}, shop.folder / "other.pth")
+    refused(shop.train(f"model.weights={shop.folder / 'other.pth'}"), "other.pth", "do not fit test_resnet")
+
+
+def test_a_checkpoint_of_another_architecture(shop, refused):
+    embedder = Embedder(EmbedderConfig("test_resnet", Preprocessing((32, 32))))
+    described = embedder_to_dict(embedder.config) | {"backbone": "resnet10t"}
+    config = {k: v for k, v in shop.values.items() if k != "runs"}
+    state = {"embedder": described, "model": embedder.state_dict(), "ema": None, "config": config}
+    write_checkpoint(shop.folder / "x.pt", state)
+    refused(main(["evaluate", str(shop.folder / "x.pt")]), "another architecture than resnet10t")
+
+
+def test_a_full_disk_at_the_start_leaves_no_half_files(shop, refused, monkeypatch):
+    import os
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(shop.train(), "the disk is full", run_folder=True)
+    assert [p.name for p in shop.run.rglob("*") if p.is_file()] == [".lock"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_where_there_is_none(shop, refused):
+    refused(shop.train("device=cuda"), "no CUDA GPU", "device=auto")
+
+
+def test_an_unknown_backbone(shop, refused):
+    refused(shop.train("model.backbone=resnet81"), "model.backbone", "resnet81", "did you mean", lines=2)
+
+
+def test_a_recipe_that_is_not_there(refused):
+    refused(main(["train", "quickstrat"]), "did you mean quickstart")
+    refused(main(["train", "nowhere.yaml"]), "nowhere.yaml: no such recipe file")
+
+
+def test_several_mistakes_at_once(shop, refused):
+    code = shop.train("optim.lr=-1", "data.sampler.identites=4", "objective.0.loss=sofmax", "trian.epochs=3")
+    refused(code, "optim.lr", "data.sampler", "objective.0", "trian", "4 problems", lines=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "/no/run"], ["/no/run"]),
+        (["evaluate", "quickstart"], ["--baseline"]),
+        (["evaluate", "none.parquet"], ["none.parquet"]),
+        (["evaluate", "quickstart", "--baseline", "pixels", "--protocol", "rank1"], ["unknown protocol"]),
+        (["evaluate", "quickstart", "--baseline", "pixels", "--layout", "folder"], ["--root"]),
+        (["prepare", "folder", "/no/place", "-o", "x"], ["/no/place"]),
+        (["prepare", "foldr", "/no/place", "-o", "x"], ["did you mean 'folder'"]),
+        (["prepare", "synthetic_faces", "-o", "x", "--train-identities", "most"], ["--train-identities"]),
+    ],
+)
+def test_evaluate_and_prepare_refuse_in_one_line(refused, arguments, words):
+    refused(main(arguments), *words)
+
+
+def test_prepare_names_unreadable_images_and_writes_nothing(shop, refused):
+    (shop.photos / "ann" / "1.jpg").write_bytes(b"")
+    (shop.photos / "bob" / "2.jpg").write_text("text")
+    code = main(["prepare", "folder", str(shop.photos), "-o", str(shop.folder / "out"), "--decode"])
+    refused(code, "2 unreadable images", "ann/1.jpg", "bob/2.jpg", lines=3)
+    assert not (shop.folder / "out").exists()
+
+
+def test_prepare_writes_splits_that_train(shop, capfd):
+    out = shop.folder / "out"
+    options = ["--train-identities", "0.6", "--seed", "3"]
+    assert main(["prepare", "folder", str(shop.photos), "-o", str(out), *options]) == 0
+    assert "train.csv: 12 images, 3 identities" in capfd.readouterr().out
+    code = shop.train(
+        "data.train=manifest",
+        f"data.manifest={out / 'train.csv'}",
+        "data.split=null",
+        "evaluation.protocols=[]",
+    )
+    assert code == 0, capfd.readouterr().err
