@@ -1,4 +1,4 @@
-"""Puts the recipes of `configs/` into the wheel, so that `metricid train quickstart` runs where it is installed."""
+"""Puts the recipes of `configs/` into the wheel: `metricid train quickstart` runs where it is installed."""
 
 import shutil
 from pathlib import Path

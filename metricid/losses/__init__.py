@@ -10,6 +10,7 @@ from metricid.losses.center import CenterLoss
 from metricid.losses.contrastive import ContrastiveLoss
 from metricid.losses.objective import Objective, ObjectiveOutput, Term
 from metricid.losses.softmax import SoftmaxCrossEntropy
+from metricid.losses.supcon import SupConLoss
 from metricid.losses.triplet import TripletLoss
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Objective",
     "ObjectiveOutput",
     "SoftmaxCrossEntropy",
+    "SupConLoss",
     "Term",
     "TripletLoss",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from metricid.losses.checks import check_batch, compute_dtype, no_autocast
-from metricid.losses.pairs import contrastive_loss, pairwise_distances, triplet_loss
+from metricid.losses.pairs import contrastive_loss, pairwise_distances, supcon_loss, triplet_loss
 
 __all__ = [
     "arc_margin",
@@ -24,6 +24,7 @@ __all__ = [
     "contrastive_loss",
     "pairwise_distances",
     "softmax_loss",
+    "supcon_loss",
     "triplet_loss",
     "with_target",
 ]

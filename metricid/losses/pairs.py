@@ -139,6 +139,37 @@ def contrastive_loss(
         return _WithSlopes.apply(distances, value, slopes)
 
 
+def supcon_loss(embeddings: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020, eq. 2: the sum outside the logarithm).
+
+    For an anchor i with positives P(i), z the embeddings on the unit sphere and t the temperature:
+    -1/|P(i)| sum over p in P(i) of log(exp(z_i.z_p / t) / sum over a != i of exp(z_i.z_a / t)).
+    The paper sums over anchors; here it is their mean, over the anchors that have a positive.
+
+    Args:
+        embeddings: [B, D], any float dtype; arithmetic is float32 (float64 for float64 input).
+        labels: [B] int64.
+        temperature: > 0.
+
+    Returns:
+        Scalar; 0 with a graph where no sample has a positive.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+    check_batch(embeddings, labels)
+    positive, _ = pair_masks(labels)
+    with no_autocast(embeddings):
+        z = F.normalize(embeddings.to(compute_dtype(embeddings)), dim=1)
+        logits = z @ z.T / temperature
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        # A finite stand-in for minus infinity: a batch of one has no other sample to sum over.
+        total = logits.masked_fill(itself, -torch.finfo(logits.dtype).max).logsumexp(dim=1, keepdim=True)
+        count = positive.sum(dim=1)
+        lost = ((total - logits) * positive).sum(dim=1) / count.clamp(min=1)
+        return lost.where(count > 0, 0.0).sum() / (count > 0).sum().clamp(min=1)
+
+
 def _distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
     """Row by row; the subgradient at distance 0 is 0."""
     return (x - y).square().sum(dim=1) if squared else torch.linalg.vector_norm(x - y, dim=1)
