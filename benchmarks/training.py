@@ -84,7 +84,9 @@ def bare_loop(run: Run) -> Callable[[int], float]:
     device, precision, batch = run.world.device, run.precision, run.loader.sampler.batch_size
     embedder = build_run(run.config, run.world).embedder
     head = nn.Linear(embedder.embedding_dim, len(run.label_map), bias=False).to(device)
-    optimizer = build_optimizer(parameter_groups(embedder, head, run.config.optim), run.config.optim, device)
+    optimizer = build_optimizer(
+        parameter_groups(embedder, {"softmax": head}, run.config.optim), run.config.optim, device
+    )
     images = torch.randn(batch, 3, *SIZE, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, len(run.label_map), (batch,), device=device)
 

@@ -240,6 +240,15 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{file}: a recipe is a mapping of sections (data, model, objective, ...)")
     values.setdefault("name", file.stem)
+    return apply_overrides(values, overrides)
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Applies `a.b=c` overrides in place; `c` is YAML, list entries go by number.
+
+    Raises:
+        InputError: an override without `=`, not YAML, or into something that has no parts.
+    """
     for text in overrides:
         _override(values, text)
     return values

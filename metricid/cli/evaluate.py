@@ -8,10 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from metricid.config import DataConfig, EvaluationConfig, RunConfig, find_recipe, parse_recipe, read_recipe
+from metricid.config import (
+    DataConfig,
+    EvaluationConfig,
+    RunConfig,
+    apply_overrides,
+    find_recipe,
+    read_recipe,
+)
 from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.factory import build_splits, layout_names, open_layout, pick_workers
 from metricid.data.layouts.lfw import Pairs, read_pairs
+from metricid.data.layouts.market1501 import DISTRACTOR
 from metricid.data.manifest import Manifest
 from metricid.data.sources import FolderSource, ImageSource, TarSource
 from metricid.data.splits import query_gallery
@@ -34,6 +42,9 @@ STORED = (".parquet", ".npy")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("subject", help="run folder, checkpoint, embeddings (.parquet, .npy), or recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="a.b=c", help="of the recipe, such as data.root=/moved"
+    )
     parser.add_argument(
         "--baseline", choices=["pixels", "random"], help="no trained model, on a recipe's data"
     )
@@ -88,10 +99,17 @@ def _evaluate(options: argparse.Namespace, world: World) -> list[ProtocolResult]
     path = Path(options.subject)
     if path.suffix in STORED:
         return _evaluate_stored(options, path)
-    subject = _baseline(options) if options.baseline else _trained(path)
+    subject = _baseline(options) if options.baseline else _trained(path, options.overrides)
     data = _changed(subject.config.data, workers=options.workers, on_corrupt=options.on_corrupt)
-    settings = _settings(options, subject.config.evaluation, other_data=options.layout is not None)
-    source, table, pairs = _data(options, data, settings)
+    if options.layout is None:
+        settings = _settings(options, subject.config.evaluation)
+        source, table = _own_data(data, settings)
+        pairs = None
+    else:
+        source, table = _other_data(options, data)
+        settings = _settings(options, EvaluationConfig(**_defaults(options.layout, table)))
+        table = query_gallery(table) if options.query_gallery else table
+        pairs = _pairs(options, source, table) if "lfw" in settings.protocols else None
     workers = pick_workers(data.workers, world.size)
     if subject.embedder is None:
         embedded = pixel_vectors(
@@ -115,7 +133,7 @@ def _evaluate(options: argparse.Namespace, world: World) -> list[ProtocolResult]
     return run_protocols(embedded, settings, subject=subject.name, how=flip_text(settings), pairs=pairs)
 
 
-def _trained(path: Path) -> Subject:
+def _trained(path: Path, overrides: list[str]) -> Subject:
     if path.suffix in (".yaml", ".yml") or (not path.exists() and path.parent == Path()):
         raise InputError(
             f"{path}: no run folder, checkpoint or embeddings; "
@@ -123,56 +141,67 @@ def _trained(path: Path) -> Subject:
         )
     checkpoint = find_checkpoint(path)
     state = read_checkpoint(checkpoint)
-    config = parse_recipe(state["config"], f"{checkpoint}: stored recipe")
+    config = _stored_recipe(state, checkpoint, overrides)
     return Subject(f"{config.name} ({checkpoint.name})", config, load_embedder(state, checkpoint))
+
+
+def _stored_recipe(state: dict[str, Any], checkpoint: Path, overrides: list[str]) -> RunConfig:
+    return check_recipe(apply_overrides(state["config"], overrides), f"{checkpoint}: stored recipe")
 
 
 def _baseline(options: argparse.Namespace) -> Subject:
     path = Path(options.subject)
     if path.is_dir() or path.suffix == ".pt":
-        config = parse_recipe(read_checkpoint(find_checkpoint(path))["config"], f"{path}: stored recipe")
+        checkpoint = find_checkpoint(path)
+        config = _stored_recipe(read_checkpoint(checkpoint), checkpoint, options.overrides)
     else:
         file = find_recipe(options.subject)
-        config = check_recipe(read_recipe(file), str(file))
+        config = check_recipe(read_recipe(file, options.overrides), str(file))
     if options.baseline == "pixels":
         return Subject("raw pixels", config, None)
     seed_everything(config.seed)
     return Subject("untrained network", config, build_embedder(config))
 
 
-def _settings(options: argparse.Namespace, recipe: EvaluationConfig, *, other_data: bool) -> EvaluationConfig:
-    names = None
-    if options.protocol is not None:
-        names = options.protocol.split(",")
-        for name in names:
-            if name not in PROTOCOLS:
-                raise InputError(f"--protocol: {unknown('protocol', name, sorted(PROTOCOLS))}")
-    elif other_data:
-        names = (
-            ["lfw"] if options.layout == "lfw" else ["reid"] if options.query_gallery else ["identification"]
-        )
-    if options.batch_size is not None and options.batch_size < 1:
-        raise InputError(f"--batch-size: must be at least 1, got {options.batch_size}")
-    variant = options.variant if options.variant is not None else "" if other_data else None
+def _settings(options: argparse.Namespace, recipe: EvaluationConfig) -> EvaluationConfig:
+    """The settings of the recipe, or the defaults for other data, under the options of the command line."""
+    names = options.protocol.split(",") if options.protocol is not None else None
+    for name in names or []:
+        if name not in PROTOCOLS:
+            raise InputError(f"--protocol: {unknown('protocol', name, sorted(PROTOCOLS))}")
+    for option, least in (("batch_size", 1), ("bootstrap", 0), ("workers", 0)):
+        value = getattr(options, option)
+        if value is not None and value < least:
+            raise InputError(f"--{option.replace('_', '-')}: must be at least {least}, got {value}")
     return _changed(
         recipe,
         protocols=names,
         flip=options.flip,
-        variant=variant,
+        variant=options.variant,
         bootstrap=options.bootstrap,
         batch_size=options.batch_size,
-        query_gallery=options.query_gallery or (False if other_data else None),
+        query_gallery=options.query_gallery or None,
     )
 
 
-def _data(
-    options: argparse.Namespace, data: DataConfig, settings: EvaluationConfig
-) -> tuple[ImageSource, Manifest, Pairs | None]:
-    if options.layout is None:
-        splits = build_splits(data, make_queries=settings.query_gallery)
-        if splits.test is None:
-            raise InputError("the recipe has no test identities (data.split); give --layout and --root")
-        return splits.source, splits.test, None
+def _defaults(layout: str, table: Manifest) -> dict[str, Any]:
+    """What one measures on data of this layout unless told otherwise."""
+    if layout == "lfw":
+        return {"protocols": ["lfw"]}
+    if table.column("camera") is not None:
+        return {"protocols": ["reid"], "distractors": [DISTRACTOR] if layout == "market1501" else []}
+    return {"protocols": ["identification"]}
+
+
+def _own_data(data: DataConfig, settings: EvaluationConfig) -> tuple[ImageSource, Manifest]:
+    splits = build_splits(data, make_queries=settings.query_gallery)
+    if splits.test is None:
+        raise InputError("the recipe has no test identities (data.split); give --layout and --root")
+    return splits.source, splits.test
+
+
+def _other_data(options: argparse.Namespace, data: DataConfig) -> tuple[ImageSource, Manifest]:
+    """The images of another data set: one split if asked for, else query and gallery where it has them."""
     source, table = open_layout(
         options.layout,
         root=options.root,
@@ -180,25 +209,26 @@ def _data(
         max_pixels=data.max_pixels,
         option="--root",
     )
+    column = table.column("split")
     if options.split is not None:
-        column = table.column("split")
         if column is None or not (column == options.split).any():
             raise InputError(f"--split: no image of {source.name} has split {options.split!r}")
-        table = table.select(column == options.split)
-    if settings.query_gallery:
-        table = query_gallery(table)
-    pairs = None
-    if "lfw" in settings.protocols:
-        if not isinstance(source, (FolderSource, TarSource)):
-            raise InputError(f"--protocol lfw: {options.layout} has no pairs file")
-        pairs = read_pairs(source, table, options.pairs or "pairs.txt")
-    return source, table, pairs
+        return source, table.select(column == options.split)
+    if column is not None and {"query", "gallery"} <= set(column.tolist()):
+        return source, table.select((column == "query") | (column == "gallery"))
+    return source, table
+
+
+def _pairs(options: argparse.Namespace, source: ImageSource, table: Manifest) -> Pairs:
+    if not isinstance(source, (FolderSource, TarSource)):
+        raise InputError(f"--protocol lfw: {options.layout} has no pairs file")
+    return read_pairs(source, table, options.pairs or "pairs.txt")
 
 
 def _evaluate_stored(options: argparse.Namespace, path: Path) -> list[ProtocolResult]:
     stored = EmbeddingSet.read(path)
-    settings = _settings(options, EvaluationConfig(), other_data=True)
-    table = query_gallery(stored.table) if settings.query_gallery else stored.table
+    settings = _settings(options, EvaluationConfig(**_defaults("", stored.table)))
+    table = query_gallery(stored.table) if options.query_gallery else stored.table
     rows = stored.embeddings
     if options.split is not None:
         column = table.column("split")

@@ -190,6 +190,10 @@ class Objective(nn.Module):
         self._latest = tuple(term for term in self.terms if term.name in values)
         return ObjectiveOutput(total, values)
 
+    def inactive_parameters(self, progress: float) -> list[nn.Parameter]:
+        """Parameters of the terms outside their window: no optimiser should decay or move them."""
+        return [p for term in self.terms if not term.active(progress) for p in term.loss.parameters()]
+
     @torch.no_grad()
     def after_step(
         self, features: Tensor, embedding: Tensor, labels: Tensor, gather: Gather | None = None

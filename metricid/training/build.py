@@ -132,7 +132,7 @@ def build_run(config: RunConfig, world: World) -> Run:
         embedder.to(memory_format=torch.channels_last)
     if world.distributed and config.train.sync_batchnorm:
         join_batchnorm(embedder, world.device)
-    groups = parameter_groups(embedder, objective, config.optim)
+    groups = parameter_groups(embedder, dict(objective.losses.items()), config.optim)
     optimizer = build_optimizer(groups, config.optim, world.device)
     return Run(config, world, splits, label_map, loader, embedder, objective, optimizer, precision)
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 import torch
@@ -13,14 +13,22 @@ from metricid.config import OptimConfig
 M = TypeVar("M", bound=nn.Module)
 
 
-def parameter_groups(embedder: nn.Module, objective: nn.Module, config: OptimConfig) -> list[dict]:
-    """Sorts the trained parameters into groups: decayed or not, embedder or objective.
+def parameter_groups(embedder: nn.Module, losses: Mapping[str, nn.Module], config: OptimConfig) -> list[dict]:
+    """Sorts the trained parameters into groups: decayed or not, of the embedder or of one loss.
 
     Vectors and scalars (norms, biases, exponents) are not decayed, nor is what a loss lists in
-    `no_weight_decay` (centers: pulling them to zero is no prior).
+    `no_weight_decay` (centers: pulling them to zero is no prior). Each loss has its own groups, because a
+    fused optimiser wants all parameters of a group to have started together.
+
+    Args:
+        embedder: the model.
+        losses: the terms of the objective by name.
+        config: its `head_lr` scales the learning rate of the losses.
     """
+    parts = [("embedder", embedder, 1.0)]
+    parts += [(f"objective.{name}", loss, config.head_lr) for name, loss in losses.items()]
     groups = []
-    for module, scale, origin in ((embedder, 1.0, "embedder"), (objective, config.head_lr, "objective")):
+    for origin, module, scale in parts:
         exempt = _exempt(module)
         trained = [p for p in module.parameters() if p.requires_grad]
         decayed = [p for p in trained if p.ndim > 1 and id(p) not in exempt]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metricid.config import RunConfig
 from metricid.errors import InputError
 from metricid.evaluation import ProtocolResult, format_table
@@ -41,6 +43,8 @@ def train(config: RunConfig, world: World) -> Outcome:
     finished = _finished(folder)
     if finished is not None:
         return finished
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
     seed_everything(config.seed)
     run = build_run(config, world)
     with _locked(folder, world):

@@ -73,6 +73,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(run.world.device.type, enabled=run.precision.scaled)
         self.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         self.total_steps = run.total_steps
+        self.fingerprint = run.splits.train.fingerprint()
         self.stop = StopRequest()
 
     def fit(self) -> Path:
@@ -178,6 +179,8 @@ class Trainer:
                     buffer.copy_(old)
             self._count_nonfinite(terms, total, norm)
             return
+        for parameter in run.objective.inactive_parameters(progress):
+            parameter.grad = None  # gradients of zero would still let weight decay and momentum move them
         self.scaler.step(run.optimizer)
         self.scaler.update()
         for features, embedding, labels in used:
@@ -293,6 +296,7 @@ class Trainer:
             "ema": self.average.model.state_dict() if self.average is not None else None,
             "objective": self.run.objective.state_dict(),
             "label_map": self.run.label_map,
+            "fingerprint": self.fingerprint,
             "config": self.config.plain(),
             "position": asdict(self.position),
         }
@@ -324,6 +328,11 @@ class Trainer:
             raise InputError(
                 f"{path}: written by {state['world_size']} processes, this run has {self.world.size}; "
                 f"start it with --nproc-per-node {state['world_size']}, or give it another name: name=..."
+            )
+        if state["fingerprint"] != self.fingerprint:
+            raise InputError(
+                f"{path}: written for other training data ({len(state['label_map'])} identities then, "
+                f"{len(self.run.label_map)} now); restore the data, or give this run another name: name=..."
             )
         run = self.run
         load_weights(run.embedder, state["model"], path, run.embedder.config)

@@ -90,6 +90,15 @@ def test_the_shop_trains_and_its_run_evaluates(shop, capfd):
     assert "TAR@FAR" in capfd.readouterr().out
 
 
+def test_a_moved_data_set_is_evaluated_from_its_new_place(shop, refused, capfd):
+    assert shop.train() == 0
+    moved = shop.folder / "moved"
+    shop.photos.rename(moved)
+    capfd.readouterr()
+    refused(main(["evaluate", str(shop.run)]), "photos: does not exist", run_folder=True)
+    assert main(["evaluate", str(shop.run), f"data.root={moved}"]) == 0
+
+
 def test_a_wrong_path(shop, refused):
     refused(shop.train("data.root=/no/such/place"), "/no/such/place: does not exist")
 

@@ -44,11 +44,11 @@ def test_norms_biases_and_exempt_parameters_are_not_decayed():
     objective = nn.Linear(3, 5, bias=False)
     objective.no_weight_decay = ("weight",)
     config = OptimConfig(lr=0.1, head_lr=10.0, weight_decay=0.3)
-    groups = {g["name"]: g for g in parameter_groups(embedder, objective, config)}
-    assert set(groups) == {"embedder.decay", "embedder.no_decay", "objective.no_decay"}
+    groups = {g["name"]: g for g in parameter_groups(embedder, {"center": objective}, config)}
+    assert set(groups) == {"embedder.decay", "embedder.no_decay", "objective.center.no_decay"}
     assert [p.ndim for p in groups["embedder.decay"]["params"]] == [2]
     assert len(groups["embedder.no_decay"]["params"]) == 3
-    assert groups["objective.no_decay"]["lr"] == pytest.approx(1.0)
+    assert groups["objective.center.no_decay"]["lr"] == pytest.approx(1.0)
     optimizer = build_optimizer(list(groups.values()), config, torch.device("cpu"))
     set_learning_rate(optimizer, config, 1.0)
     assert all(g["lr"] == pytest.approx(0.0, abs=1e-9) for g in optimizer.param_groups)
@@ -65,7 +65,7 @@ def test_each_optimiser_steps_as_its_plain_form_does(name):
     mine, theirs = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
     theirs.load_state_dict(mine.state_dict())
     config = OptimConfig(name=name, lr=0.1, weight_decay=0.01)
-    first = build_optimizer(parameter_groups(mine, nn.Identity(), config), config, torch.device("cpu"))
+    first = build_optimizer(parameter_groups(mine, {}, config), config, torch.device("cpu"))
     second = plain(theirs.parameters())
     x = torch.randn(8, 4)
     for _ in range(5):

@@ -2,6 +2,8 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -69,6 +71,19 @@ def test_terms_are_logged_one_by_one_and_only_inside_their_window(small):
         assert {"lr", "images_per_second", "wait_share", "epoch", "images"} <= set(line)
 
 
+def test_a_term_outside_its_window_is_left_as_it_is(small):
+    head = {"loss": "arcface", "name": "late", "start": 0.9}
+    small.set(objective=[{"loss": "softmax"}, head], optim={"name": "sgd", "lr": 0.1, "weight_decay": 0.1})
+    small.set(train__accumulate=1, checkpoint={"every_steps": 1, "keep": 100}, evaluation__every=0)
+    small.train()
+    states = [
+        read_checkpoint(p)["objective"] for p in reversed(CheckpointStore(small.run / "checkpoints").steps())
+    ]
+    heads = [state["losses.late.weight"] for state in states]
+    assert all(torch.equal(heads[0], weight) for weight in heads[:10])
+    assert not torch.equal(heads[0], heads[-1])
+
+
 def test_the_checkpoint_holds_the_whole_state_and_the_label_map(small):
     small.train()
     store = CheckpointStore(small.run / "checkpoints")
@@ -95,6 +110,21 @@ def test_a_run_folder_of_another_recipe_is_left_alone(small):
     small.train()
     small.set(optim__lr=0.002)
     with pytest.raises(InputError, match=r"optim\.lr: 0\.001 -> 0\.002.*name=\.\.\."):
+        small.train()
+
+
+def test_a_run_does_not_continue_on_other_data(small):
+    small.set(data__train="folder", data__options={}, data__root=str(small.folder / "photos"))
+    for name in "abcdefgh":
+        (small.folder / "photos" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.full((32, 32, 3), 10 * ord(name) % 256, np.uint8)
+            cv2.imwrite(str(small.folder / "photos" / name / f"{number}.png"), pixels)
+    small.set(data__split={"train_identities": 6}, evaluation__every=0)
+    small.train()
+    (small.run / "results.json").unlink()
+    (small.folder / "photos" / "a" / "2.png").rename(small.folder / "photos" / "a" / "9.png")
+    with pytest.raises(InputError, match="other training data"):
         small.train()
 
 
