@@ -2,14 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from metricid.config import DataConfig, Problem, SplitConfig, expand
-from metricid.data.layouts import LAYOUTS
+from metricid.data.layouts import LAYOUTS, market1501
 from metricid.data.manifest import Manifest, check_files
 from metricid.data.samplers import SAMPLERS
 from metricid.data.sources import ImageSource, open_source
@@ -24,6 +24,7 @@ SYNTHETIC: dict[str, Callable[..., Any]] = {
     "synthetic_pedestrians": SyntheticPedestrians,
 }
 EVALUATION_SPLITS = ("query", "gallery", "test")
+DISTRACTORS = {"market1501": (market1501.DISTRACTOR,)}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def build_splits(config: DataConfig, *, make_queries: bool) -> Splits:
         options=options,
         max_pixels=config.max_pixels,
     )
-    train, test = split_table(table, config.split)
+    distractors = DISTRACTORS.get(config.train, ())
+    train, test = split_table(table, config.split, distractors)
     validation = None
     if config.split is not None and config.split.validation_identities:
         keep = len(train.identity_names()) - config.split.validation_identities
@@ -126,33 +128,48 @@ def build_splits(config: DataConfig, *, make_queries: bool) -> Splits:
             "metric learning needs at least two: check data.root and data.split"
         )
     if make_queries:
-        test = query_gallery(test) if test is not None else None
+        test = query_gallery(test, distractors) if test is not None else None
         validation = query_gallery(validation) if validation is not None else None
     return Splits(source, train, validation, test)
 
 
-def split_table(table: Manifest, split: SplitConfig | None) -> tuple[Manifest, Manifest | None]:
+def split_table(
+    table: Manifest, split: SplitConfig | None, distractors: Collection[str] = ()
+) -> tuple[Manifest, Manifest | None]:
     """Divides a table into training and test rows, by identity or by its `split` column.
+
+    Where the column names both training and evaluation rows, a split by identity divides the training rows
+    alone: nobody of the official test set trains.
+
+    Args:
+        table: all rows.
+        split: the section of the recipe; None goes by the column, and without a column all rows train.
+        distractors: names that stand for nobody and never train; see `DISTRACTORS`.
 
     Raises:
         InputError: a split that the data cannot give.
     """
     column = table.column("split")
+    trainable = ~np.isin(table.identities, list(distractors))
     if split is None:
         if column is None:
-            return table, None
+            return table.select(trainable), None
         tested = np.isin(column, EVALUATION_SPLITS)
-        return _rows(table, column == "train", "train"), table.select(tested) if tested.any() else None
+        return _rows(table, (column == "train") & trainable, "train"), table.select(
+            tested
+        ) if tested.any() else None
     if split.train is not None and split.test is not None:
         if column is None:
             raise InputError(
                 "data.split: train and test name values of a column 'split', which the data has not"
             )
-        return _rows(table, column == split.train, split.train), _rows(
+        return _rows(table, (column == split.train) & trainable, split.train), _rows(
             table, column == split.test, split.test
         )
     assert split.train_identities is not None
-    return split_identities(table, split.train_identities, split.seed, split.min_images)
+    if column is not None and np.isin(column, EVALUATION_SPLITS).any() and (column == "train").any():
+        table = table.select(column == "train")
+    return split_identities(table, split.train_identities, split.seed, split.min_images, distractors)
 
 
 def _rows(table: Manifest, chosen: np.ndarray, name: str) -> Manifest:
@@ -163,11 +180,12 @@ def _rows(table: Manifest, chosen: np.ndarray, name: str) -> Manifest:
 
 
 def pick_workers(setting: int | str, world_size: int) -> int:
-    """Loader processes: as given, or one less than the cores that each rank has, at most 8."""
+    """Loader processes: as given, or one less than the cores that each rank of this node has, at most 8."""
     if isinstance(setting, int):
         return setting
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // world_size - 1))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return max(1, min(8, cores // ranks_here - 1))
 
 
 def data_problems(values: Mapping[str, Any]) -> list[Problem]:

@@ -62,6 +62,16 @@ def test_the_first_image_of_each_identity_and_camera_is_a_query():
     assert split.tolist() == ["gallery", "query", "query", "gallery", "query"]
 
 
+def test_distractors_are_tested_and_never_asked():
+    names = ["0", "0", "a", "a", "b", "b"]
+    table = Manifest.from_columns(list("uvwxyz"), names, camera=["1", "2"] * 3)
+    train, test = split_identities(table, 1, 0, distractors=("0",))
+    assert len(train) == 2
+    assert sorted({"0", "a", "b"} - set(train.identities)) == test.identity_names()
+    split = query_gallery(table, ("0",)).column("split")
+    assert split.tolist() == ["gallery"] * 2 + ["query"] * 4
+
+
 def test_queries_need_cameras():
     with pytest.raises(InputError, match="has no column 'camera'"):
         query_gallery(people([2, 2]))
