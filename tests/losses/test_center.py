@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from metricid.config import OptimConfig
 from metricid.losses import CenterLoss
 from metricid.losses.functional import center_loss, center_steps
+from metricid.training.optim import parameter_groups
 
 
 @pytest.fixture
@@ -73,6 +75,12 @@ def test_alpha_centers_approach_the_class_means() -> None:
     for _ in range(60):
         loss.update_centers(x, y)
     assert_close(loss.centers, torch.stack([x[y == 0].mean(0), x[y == 1].mean(0)]), atol=1e-5, rtol=0)
+
+
+def test_centers_are_not_decayed() -> None:
+    loss = CenterLoss(2, 3)
+    groups = parameter_groups(torch.nn.Identity(), {"center": loss}, OptimConfig(weight_decay=0.1))
+    assert [(g["weight_decay"], g["params"][0] is loss.centers) for g in groups] == [(0.0, True)]
 
 
 def test_bf16_embeddings_are_computed_in_float32() -> None:
