@@ -60,6 +60,12 @@ def test_market1501_names_without_its_folders_train(read):
     ]
 
 
+def test_market1501_cameras_are_whole_numbers(read):
+    manifest = read("market1501", ["0001_c1s1_1.jpg", "0001_c012_2.jpg", "0001_c12_3.jpg", "0001_c002_4.jpg"])
+    cameras = dict(zip(manifest.paths, manifest.column("camera"), strict=True))
+    assert list(cameras.values()) == ["2", "12", "12", "1"]
+
+
 def test_lfw_names(read):
     manifest = read("lfw", ["lfw/Al_Gore/Al_Gore_0002.jpg", "lfw/Al_Gore/Al_Gore_0001.jpg", "A/A_0001.png"])
     assert manifest.identities.tolist() == ["A", "Al_Gore", "Al_Gore"]

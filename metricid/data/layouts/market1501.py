@@ -10,17 +10,18 @@ from metricid.errors import InputError
 
 EXPECTED = "0002_c1s1_000451_03.jpg = identity, camera, ..."
 DISTRACTOR = "0"
-_NAME = re.compile(r"([-\d]+)_c(\d)")
+_NAME = re.compile(r"([-\d]+)_c(\d+)")
 _FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 
 
 def read(source: ImageSource) -> Manifest:
     """Identity, camera and split (`train`, `query`, `gallery`) of every image.
 
-    Identities keep their digits as written (`0002`). Identity -1 (junk) is dropped everywhere; identity 0 is
-    a distractor: kept as `"0"` in the gallery, where it never matches a query, and dropped elsewhere. Where
-    the folders `bounding_box_train`, `query`, `bounding_box_test` exist, other folders (`gt_bbox`, ...) are
-    ignored; without any of them all images are `train`.
+    Identities keep their digits as written (`0002`), cameras are plain numbers (`c012` is `12`). Identity -1
+    (junk) is dropped everywhere; identity 0 is a distractor: kept as `"0"` in the gallery, where it never
+    matches a query, and dropped elsewhere. Where the folders `bounding_box_train`, `query`,
+    `bounding_box_test` exist, other folders (`gt_bbox`, ...) are ignored; without any of them all images are
+    `train`.
 
     Raises:
         InputError: no images, none left, or file names of another form.
@@ -43,7 +44,7 @@ def read(source: ImageSource) -> Manifest:
             if split != "gallery":
                 continue
             identity = DISTRACTOR
-        rows.append((path, identity, camera, split))
+        rows.append((path, identity, str(int(camera)), split))
     if not rows:
         raise InputError(f"{source.name}: only junk images (identity -1 or 0); expected {EXPECTED}")
     path_column, identities, cameras, splits = (list(column) for column in zip(*rows, strict=True))
