@@ -66,6 +66,7 @@ class Loader:
         self.dataset, self.sampler = dataset, sampler
         self.wait_seconds = 0.0
         self.corrupt: list[str] = []
+        self._known_corrupt: set[str] = set()
         self._keys = _EpochKeys(sampler)
         self._options = (workers, prefetch, pin_memory)
         self._loader: DataLoader[Any] | None = _worker_loader(dataset, self._keys, *self._options)
@@ -86,7 +87,8 @@ class Loader:
         began = time.perf_counter()
         try:
             for chunk in _chunks(self._loader):
-                self.corrupt += [path for path in chunk.corrupt if path not in self.corrupt]
+                self.corrupt += [path for path in chunk.corrupt if path not in self._known_corrupt]
+                self._known_corrupt.update(chunk.corrupt)
                 batch = Batch(chunk.images, torch.from_numpy(chunk.labels), torch.from_numpy(chunk.rows))
                 self.wait_seconds += time.perf_counter() - began
                 yield batch
@@ -226,6 +228,13 @@ def _as_is(chunk: Any) -> Any:
     return chunk
 
 
+def _lost_worker(message: str) -> bool:
+    """Whether PyTorch speaks of a worker that died or found no memory, not of an error in our code there."""
+    if message.startswith("Caught "):  # an error raised in a worker, with its traceback
+        return "shared memory" in message or "No space left" in message
+    return "DataLoader worker" in message
+
+
 def _chunks(loader: DataLoader[Any]) -> Iterator[Chunk]:
     """Chunks in order; errors of the user's come as themselves, without the worker's traceback."""
     stream, chunk = iter(loader), None
@@ -234,7 +243,7 @@ def _chunks(loader: DataLoader[Any]) -> Iterator[Chunk]:
             try:
                 chunk = next(stream, None)
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if not _lost_worker(str(error)):
                     raise
                 chunk = Chunk.failed(
                     InputError(

@@ -136,12 +136,21 @@ def test_skipped_images_are_replaced_within_the_identity_and_listed_once(root):
     assert sorted(alone.corrupt) == sorted(together.corrupt) == ["c/1.png", "e/3.png"]
 
 
-def test_other_errors_keep_their_traceback(root):
+@pytest.mark.parametrize("kind", [ZeroDivisionError, RuntimeError])
+def test_other_errors_keep_their_traceback(root, kind):
     def broken(image, seed):
-        raise ZeroDivisionError("a bug")
+        raise kind("a bug")
 
-    with pytest.raises(ZeroDivisionError, match="a bug"):
+    with pytest.raises(kind, match=r"(?s)in broken.*a bug"):
         drawn(loader(root, 1, transform=broken), 0)
+
+
+def test_want_of_shared_memory_in_a_worker_is_one_line(root):
+    def full(image, seed):
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+    with pytest.raises(InputError, match="want of memory or of shared memory"):
+        drawn(loader(root, 1, transform=full), 0)
 
 
 def test_a_killed_worker_is_one_line(root):
