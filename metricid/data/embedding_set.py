@@ -1,5 +1,6 @@
 """Embeddings beside the table rows that they belong to, and a card that says where they come from."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +47,16 @@ class EmbeddingSet:
         """Writes one `.parquet` file, or a `.npy` file with a `.csv` (rows) and a `.json` (card) of the same
         name.
 
-        Each file is whole or absent. Of the three, the `.npy` is written last, so that a new set is not taken
-        for complete before it is.
+        Each file is whole or absent, and the `.json` holds checksums of the two others: files of two writes,
+        as an interruption leaves them, are not read as one set.
 
         Raises:
-            InputError: another suffix, a card that is not JSON, or a place that cannot be written.
+            InputError: another suffix, a card that is not JSON, a place that cannot be written, or a `.csv`
+                without a `.json` that would be replaced.
         """
         path = Path(path)
         try:
-            card = json.dumps(self.card, indent=2, sort_keys=True, allow_nan=False)
+            card = _dump(self.card)
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: the card cannot be written as JSON ({error})") from None
         if _suffix(path) == ".parquet":
@@ -62,9 +64,15 @@ class EmbeddingSet:
             with atomic_write(path) as file:
                 pyarrow.parquet.write_table(table.replace_schema_metadata({_CARD_KEY: card}), file)
             return
-        self.table.write(path.with_suffix(".csv"))
-        with atomic_write(path.with_suffix(".json"), "w") as file:
-            file.write(card + "\n")
+        rows, description = path.with_suffix(".csv"), path.with_suffix(".json")
+        if rows.exists() and not description.exists():
+            raise InputError(
+                f"{rows}: exists and is of no embedding set ({description.name} is missing); "
+                f"choose another name than {path.name}, or remove it"
+            )
+        with atomic_write(description, "w") as file:
+            file.write(_dump({"card": self.card, **_checksums(self.embeddings, self.table)}) + "\n")
+        self.table.write(rows)
         with atomic_write(path) as file:
             np.save(file, self.embeddings, allow_pickle=False)
 
@@ -73,8 +81,8 @@ class EmbeddingSet:
         """Reads what `write` wrote; the suffix says which form.
 
         Raises:
-            InputError: a file is missing, cut off or of another form, the row counts differ, or a value is
-                not finite.
+            InputError: a file is missing, cut off, of another form or of another set, the row counts differ,
+                or a value is not finite.
         """
         path = Path(path)
         suffix = _suffix(path)
@@ -101,6 +109,15 @@ def _check(embeddings: np.ndarray, rows: int, name: str) -> None:
         raise InputError(
             f"{name}: {len(bad)} embeddings hold values that are not finite, the first for row {bad[0] + 2}"
         )
+
+
+def _dump(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False)
+
+
+def _checksums(embeddings: np.ndarray, table: Manifest) -> dict[str, str]:
+    content = hashlib.sha256(np.ascontiguousarray(embeddings))
+    return {"rows": table.fingerprint(), "embeddings": content.hexdigest()}
 
 
 def _to_column(embeddings: np.ndarray) -> pa.Array:
@@ -141,7 +158,14 @@ def _read_numpy(path: Path) -> EmbeddingSet:
     if not isinstance(embeddings, np.ndarray):
         raise InputError(f"{path}: holds several arrays; give a .npy file with one")
     _check(embeddings, len(table := Manifest.read(sidecars[".csv"])), str(path))
-    return EmbeddingSet(embeddings, table, _card(sidecars[".json"].read_bytes(), sidecars[".json"]))
+    stored = _card(sidecars[".json"].read_bytes(), sidecars[".json"])
+    card = stored.pop("card", None)
+    if not isinstance(card, dict) or stored != _checksums(embeddings, table):
+        raise InputError(
+            f"{path}: the .npy, .csv and .json do not belong together by their checksums (an interrupted or "
+            "edited set); write the set again"
+        )
+    return EmbeddingSet(embeddings, table, card)
 
 
 def _card(text: bytes, path: Path) -> dict[str, Any]:

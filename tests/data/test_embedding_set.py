@@ -117,6 +117,37 @@ def test_sidecars_that_do_not_fit_are_refused(tmp_path):
     refused(tmp_path / "e.npy", r"e\.json: the card must be a JSON object")
 
 
+def other():
+    """As many rows and dimensions as `some()`, and other content."""
+    base = some()
+    return EmbeddingSet(base.embeddings + 1, base.table.with_column("camera", "2"), {"model": "other"})
+
+
+@pytest.mark.parametrize("replaced", [(".json",), (".csv",), (".npy",), (".json", ".csv")])
+def test_files_of_two_writes_are_no_set(tmp_path, replaced):
+    some().write(tmp_path / "e.npy")
+    other().write(tmp_path / "new.npy")
+    for suffix in replaced:
+        (tmp_path / f"new{suffix}").rename(tmp_path / f"e{suffix}")
+    refused(tmp_path / "e.npy", "do not belong together")
+    other().write(tmp_path / "e.npy")
+    assert EmbeddingSet.read(tmp_path / "e.npy").card == {"model": "other"}
+
+
+def test_a_card_without_checksums_is_refused(tmp_path):
+    some().write(tmp_path / "e.npy")
+    (tmp_path / "e.json").write_text('{"card": {}}')
+    refused(tmp_path / "e.npy", "do not belong together")
+
+
+def test_a_table_of_the_users_is_not_replaced(tmp_path):
+    some(6).table.write(tmp_path / "e.csv")
+    before = (tmp_path / "e.csv").read_bytes()
+    with pytest.raises(InputError, match=r"e\.csv: exists and is of no embedding set \(e\.json is missing"):
+        some().write(tmp_path / "e.npy")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("e.csv", before)]
+
+
 def test_foreign_files_are_refused(tmp_path):
     some().table.write(tmp_path / "m.parquet")
     refused(tmp_path / "m.parquet", "has no column 'embedding' of float32 lists")
