@@ -79,14 +79,25 @@ class FolderSource:
         return decode_image(self.read_bytes(path), f"{self.name}/{path}", self.max_pixels)
 
     def paths(self) -> list[str]:
-        """All image files, sorted; hidden files and folders are left out."""
+        """All image files, sorted; hidden files and folders are left out.
+
+        Links to folders are followed, but not back into a folder that they are in.
+        """
         found = []
         for folder, folders, files in os.walk(self.name, followlinks=True):
-            folders[:] = [f for f in folders if not f.startswith(".")]
             relative = os.path.relpath(folder, self.name).replace(os.sep, "/")
-            prefix = "" if relative == "." else relative + "/"
-            found += [prefix + file for file in files if _is_image(file, self.suffixes)]
+            parts = [] if relative == "." else relative.split("/")
+            folders[:] = [f for f in folders if not f.startswith(".") and not self._leads_back(parts, f)]
+            found += ["/".join([*parts, file]) for file in files if _is_image(file, self.suffixes)]
         return sorted(found)
+
+    def _leads_back(self, parts: list[str], name: str) -> bool:
+        """Whether a folder's entry is a link to one of the folders on the way to it."""
+        link = os.path.join(self.name, *parts, name)
+        if not os.path.islink(link):
+            return False
+        way = (os.path.join(self.name, *parts[:depth]) for depth in range(len(parts) + 1))
+        return os.path.realpath(link) in map(os.path.realpath, way)
 
     def __contains__(self, path: object) -> bool:
         return isinstance(path, str) and os.path.isfile(os.path.join(self.name, path))
@@ -147,7 +158,7 @@ class TarSource:
         return decode_image(self.read_bytes(path), f"{self.name}/{path}", self.max_pixels)
 
     def paths(self) -> list[str]:
-        """All image members, sorted; hidden ones are left out."""
+        """All image members, sorted; hidden ones and those in hidden folders are left out."""
         return sorted(path for path in self._index if _is_image(path, self.suffixes))
 
     def __contains__(self, path: object) -> bool:
@@ -184,8 +195,8 @@ def open_source(
 
 
 def _is_image(path: str, suffixes: tuple[str, ...]) -> bool:
-    name = posixpath.basename(path)
-    return not name.startswith(".") and name.lower().endswith(suffixes)
+    hidden = any(part.startswith(".") for part in path.split("/"))
+    return not hidden and path.lower().endswith(suffixes)
 
 
 def _stamp(handle: int) -> tuple[int, int]:

@@ -22,7 +22,8 @@ def folder(write_images):
     root = write_images(NAMES)
     (root / "pairs.txt").write_text("10 300\n")
     (root / ".hidden").mkdir()
-    for hidden in (".hidden/4.jpg", "a/._1.jpg"):
+    (root / "b/.cache/deep").mkdir(parents=True)
+    for hidden in (".hidden/4.jpg", "a/._1.jpg", "b/.cache/deep/2.jpg"):
         (root / hidden).write_bytes(b"x")
     return root
 
@@ -34,8 +35,7 @@ def source(request, folder, pack):
 
 def test_paths_are_the_visible_images_in_order(source):
     assert isinstance(source, ImageSource)
-    visible = [p for p in source.paths() if not p.startswith(".hidden")]
-    assert visible == NAMES
+    assert source.paths() == NAMES
 
 
 def test_images_and_other_files_are_read(source):
@@ -63,9 +63,19 @@ def test_a_corrupt_image_is_named_with_its_source(source):
 def test_limits_and_suffixes_are_passed_on(folder, pack):
     for root in (folder, pack(folder)):
         source = open_source(root, max_pixels=100, suffixes=(".jpg",))
-        assert [p for p in source.paths() if not p.startswith(".")] == ["a/1.jpg"]
+        assert source.paths() == ["a/1.jpg"]
         with pytest.raises(ImageError, match="limit of 100"):
             source.read("a/1.jpg")
+
+
+def test_links_are_followed_but_not_in_circles(write_images, tmp_path):
+    root, far = write_images(["a/1.jpg"]), write_images(["2.jpg"], "far")
+    (root / "a/far").symlink_to(far)
+    (root / "a/loop").symlink_to(root)
+    (far / "back").symlink_to(root / "a")
+    assert FolderSource(root).paths() == ["a/1.jpg", "a/far/2.jpg"]
+    (tmp_path / "alias").symlink_to(root)
+    assert FolderSource(tmp_path / "alias").paths() == ["a/1.jpg", "a/far/2.jpg"]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
