@@ -20,7 +20,7 @@ class SoftmaxCrossEntropy(nn.Module):
         embedding_dim: D.
         label_smoothing: eps in [0, 1), spread as eps / C over all classes.
         bias: add a learned bias per class. Off by default: a class's prior says nothing about an unseen
-        identity.
+            identity.
     """
 
     pairwise: ClassVar[bool] = False
