@@ -21,8 +21,9 @@ class Tile:
     Attributes:
         scores: [n] cosine similarity of each pair.
         genuine: [n] whether both are of one identity.
-        first: [n] identity code of the first of each pair.
-        second: [n] identity code of the second.
+        first: identity code of the first of each pair: n in the order of `scores`, shaped [n] or as a [rows,
+            columns] view, which takes no memory.
+        second: identity code of the second, of the same shape.
     """
 
     scores: Floats

@@ -105,6 +105,12 @@ def combine_flip(
     return normalise(straight + mirrored, "the sum of embeddings and flipped embeddings")
 
 
+def as_column(values: ArrayLike) -> NDArray[Any]:
+    """An array of labels as they are given; NumPy alone would make text of the numbers in `[7, "7"]`."""
+    array = np.asarray(values)
+    return np.asarray(values, dtype=object) if array.dtype.kind in "US" else array
+
+
 def encode(columns: Sequence[tuple[str, ArrayLike, int]]) -> list[IntArray]:
     """Numbers the distinct values of several columns together: equal values get equal codes.
 
@@ -122,7 +128,7 @@ def encode(columns: Sequence[tuple[str, ArrayLike, int]]) -> list[IntArray]:
     lists: list[list[Any]] = []
     kinds: set[type] = set()
     for name, values, length in columns:
-        array = np.asarray(values)
+        array = as_column(values)
         if array.ndim != 1 or len(array) != length:
             raise ValueError(f"{name} has shape {list(array.shape)}, but {length} values are needed")
         items = array.tolist()

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metricid.evaluation.arrays import FloatArray, check_embeddings
+from metricid.evaluation.arrays import FloatArray, as_column, check_embeddings
 from metricid.evaluation.results import ProtocolResult
 from metricid.evaluation.retrieval import RetrievalResult, leave_one_out, retrieval
 from metricid.evaluation.verification import (
+    EXACT_PAIRS,
     FAR_TARGETS,
     VerificationResult,
     verification_all_pairs,
@@ -173,12 +174,15 @@ def verification_all(
 ) -> ProtocolResult:
     """TAR@FAR, EER and AUC over all pairs of the images.
 
+    The time grows with the square of N; see `verification_all_pairs` beyond 1e10 pairs.
+
     Args:
         embeddings: [N, D].
         table: column `identity`.
         variant_prefix: what the caller knows about the data, put before the variant.
         far_targets: false accept rates.
-        bootstrap: resamples of the identities for 95% intervals of TAR@FAR.
+        bootstrap: resamples of the identities for 95% intervals of TAR@FAR; beyond 2^24 pairs, which are not
+            held in memory, there are none, and a note says so.
         seed: of the bootstrap.
 
     Raises:
@@ -186,8 +190,12 @@ def verification_all(
     """
     items = check_embeddings(embeddings)
     identity = _column(table, "identity", items, "verification")
+    pairs, notes = len(items) * (len(items) - 1) // 2, []
+    if bootstrap and pairs > EXACT_PAIRS:
+        notes.append(f"No intervals: {pairs:,} pairs are too many for the bootstrap (limit {EXACT_PAIRS:,}).")
+        bootstrap = 0
     result = verification_all_pairs(items, identity, far_targets=far_targets, bootstrap=bootstrap, seed=seed)
-    out = _verified("verification", _joined(variant_prefix, "all pairs, cosine"), result, {}, [], [])
+    out = _verified("verification", _joined(variant_prefix, "all pairs, cosine"), result, {}, [], notes)
     out.counts.update(images=len(items), identities=len(set(identity.tolist())))
     return out
 
@@ -272,7 +280,7 @@ def _column(table: Table, name: str, items: FloatArray, protocol: str) -> NDArra
     values = table.get(name)
     if values is None:
         raise ValueError(f"protocol {protocol} needs the column {name!r}, which the table does not have")
-    column = np.asarray(values)
+    column = as_column(values)
     if column.shape != (len(items),):
         raise ValueError(
             f"column {name!r} has shape {list(column.shape)}, but there are {len(items)} embeddings"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from metricid.evaluation.arrays import FloatArray, IntArray, normalise, slices, unique_rows
 
-_TILE = 64  # queries per matrix product: a fixed shape, so that the memory limit cannot change a rounding
+_TILE = 64  # queries per matrix product: always this shape, so that the memory limit cannot change a rounding
 _PAIR_BYTES = 96  # working memory per (query, same-identity gallery item) pair
 
 
@@ -86,7 +86,8 @@ def rank_positives(ranking: Ranking, memory_mb: float) -> Iterator[PositiveRanks
 
     Args:
         ranking: what to rank; the vectors are compared by squared Euclidean distance.
-        memory_mb: bound on the working memory beside the inputs.
+        memory_mb: bound on the working memory beside the inputs; 64 queries (some 512 bytes for each gallery
+            item) are taken at a time even where they need more.
 
     Yields:
         Parts that together cover all queries, in order.
@@ -101,11 +102,10 @@ def rank_positives(ranking: Ranking, memory_mb: float) -> Iterator[PositiveRanks
 
     size = len(ranking.gallery)
     row_bytes = 8 * size + (0 if which is None else 4 * len(gallery)) + _PAIR_BYTES * int((end - begin).max())
-    rows = max(1, int(memory_mb * 2**20) // row_bytes)
-    rows = rows - rows % _TILE if rows >= _TILE else rows
+    rows = _TILE * max(1, int(memory_mb * 2**20) // (row_bytes * _TILE))
     with ThreadPoolExecutor(max(1, faiss.omp_get_max_threads())) as pool:
         for part in slices(len(ranking.query), rows):
-            distance = _distances(ranking.query[part], gallery, min(rows, _TILE))
+            distance = _distances(ranking.query[part], gallery)
             if which is not None:
                 distance = np.take(distance, which, axis=1)
             starts, counts = begin[part], end[part] - begin[part]
@@ -119,17 +119,17 @@ def rank_positives(ranking: Ranking, memory_mb: float) -> Iterator[PositiveRanks
             yield PositiveRanks(part, counts, ranks)
 
 
-def _distances(query: FloatArray, gallery: FloatArray, tile: int) -> FloatArray:
-    """[n, G] squared Euclidean distances, always computed by products of `tile` rows."""
+def _distances(query: FloatArray, gallery: FloatArray) -> FloatArray:
+    """[n, G] squared Euclidean distances, always computed by products of `_TILE` rows."""
     size, dim = gallery.shape
-    padded = -(-len(query) // tile) * tile
+    padded = -(-len(query) // _TILE) * _TILE
     out = np.empty((padded, size), dtype=np.float32)
     full = np.zeros((padded, dim), dtype=np.float32)
     full[: len(query)] = query
-    for rows in slices(padded, tile):
+    for rows in slices(padded, _TILE):
         faiss.pairwise_L2sqr(
             dim,
-            tile,
+            _TILE,
             faiss.swig_ptr(full[rows]),
             size,
             faiss.swig_ptr(gallery),

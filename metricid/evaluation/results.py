@@ -1,6 +1,7 @@
 """What every protocol returns: measures with their variant, counts and curves; as a table and as JSON."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,16 +64,24 @@ class ProtocolResult:
         return text
 
     def shown(self) -> list[str]:
-        """Measures for the terminal: all but those that the data cannot support at all, and their details.
+        """Measures for the terminal; `to_json` has the rest.
 
-        `to_json` has the rest: rates at the nearest false accept rate, thresholds of unsupported rates.
+        Left out are TAR at a false accept rate below 1 / impostor pairs, where no false accept is allowed and
+        all such rates say the same; the rates at the nearest false accept rate; and the thresholds of
+        unsupported rates. Rates from 1 to 30 false accepts are shown, with the `*` of `cell`.
         """
         unsupported = tuple(f"threshold at {name.removeprefix('TAR@')} " for name in self.unsupported)
         return [
             name
             for name in self.metrics
-            if not name.endswith(" (nearest)") and not (unsupported and name.startswith(unsupported))
+            if not name.endswith(" (nearest)")
+            and not (unsupported and name.startswith(unsupported))
+            and not self._below_one_false_accept(name)
         ]
+
+    def _below_one_false_accept(self, name: str) -> bool:
+        target = re.fullmatch(r"TAR@FAR=([\d.e-]+)", name)
+        return target is not None and float(target[1]) * self.counts["impostor pairs"] < 1 - 1e-9
 
 
 def format_table(results: Sequence[ProtocolResult]) -> str:

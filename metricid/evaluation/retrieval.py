@@ -145,7 +145,8 @@ def retrieval(
         max_rank: length of the CMC curve; a shorter gallery repeats the last value.
         bootstrap: resamples of the query identities for 95% intervals; 0 for none.
         seed: of the bootstrap.
-        memory_mb: bound on the working memory beside the embeddings.
+        memory_mb: bound on the working memory beside the embeddings; some 512 bytes for each gallery item are
+            used even where that is more.
 
     Returns:
         A `RetrievalResult`.

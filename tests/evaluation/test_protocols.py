@@ -123,6 +123,26 @@ def test_verification_states_what_the_pairs_can_bear():
     assert result.counts["genuine pairs"] + result.counts["impostor pairs"] == N * (N - 1) // 2
 
 
+def test_rates_below_one_false_accept_are_not_shown():
+    far = (1e-2, 1e-4, 1e-5)
+    result = PROTOCOLS["verification"](X, TABLE, far_targets=far)
+    assert 1e-5 < 1 / result.counts["impostor pairs"] < 1e-4
+    assert [n for n in result.shown() if n.startswith("TAR")] == ["TAR@FAR=0.01", "TAR@FAR=0.0001"]
+    assert "TAR@FAR=1e-05" in result.to_json()["metrics"]
+    even = replace(result, counts={"impostor pairs": 10_000})
+    assert "TAR@FAR=0.0001" in even.shown()
+
+
+def test_too_many_pairs_for_the_bootstrap_give_a_note_and_no_intervals(monkeypatch):
+    few = PROTOCOLS["verification"](X, TABLE, bootstrap=20)
+    assert few.intervals
+    monkeypatch.setattr("metricid.evaluation.protocols.EXACT_PAIRS", 1000)
+    many = PROTOCOLS["verification"](X, TABLE, bootstrap=20)
+    assert not many.intervals
+    assert many.metrics == few.metrics
+    assert "No intervals: 12,720 pairs are too many for the bootstrap (limit 1,000)." in many.notes
+
+
 def test_lfw_names_every_variant():
     result = PROTOCOLS["lfw"](X, TABLE, variant_prefix="flip-sum")
     expected = verification_pairs(X[PAIRS[:, 0]], X[PAIRS[:, 1]], TABLE["same"])
@@ -164,6 +184,7 @@ def test_an_infinite_threshold_is_null_in_json():
         ("reid", {"split": np.full(N, "query")}, "names no 'gallery' row"),
         ("identification", {"identity": IDENTITY[:5]}, r"has shape \[5\], but there are 160 embeddings"),
         ("verification", {"identity": np.full(N, "a")}, "of one identity"),
+        ("verification", {"identity": [7, "7"] * (N // 2)}, "mix strings and integers"),
         ("retrieval", {"identity": np.arange(N), "split": None}, "no query has a positive"),
         ("lfw", {"same": None}, "needs the column 'same'"),
         ("lfw", {"pairs": PAIRS[:, 0]}, r"pairs must be \[P, 2\]"),

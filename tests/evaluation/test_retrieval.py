@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
-from metricid.evaluation import leave_one_out, retrieval
+from metricid.evaluation import leave_one_out, ranking, retrieval
 from metricid.evaluation.arrays import unique_rows
 from metricid.evaluation.intervals import mean_intervals
 
@@ -122,10 +122,28 @@ def test_leave_one_out_equals_pytorch_metric_learning():
 def test_the_memory_limit_changes_nothing(metric):
     search = random_search(seed=7, queries=300, gallery=1500, dim=24)
     reference = retrieval(*search, metric=metric, memory_mb=1000)
-    for memory_mb in (0.5, 2.0, 5.0):  # some 20, 64 and 128 queries at a time
+    for memory_mb in (0.5, 2.0, 5.0):  # 64, 64 and 128 queries at a time
         other = retrieval(*search, metric=metric, memory_mb=memory_mb)
         assert_array_equal(other.first_rank, reference.first_rank)
         assert_array_equal(other.average_precision, reference.average_precision)
+
+
+def test_the_memory_limit_changes_no_bit_of_a_distance(monkeypatch):
+    search = random_search(seed=7, queries=150, gallery=1500, dim=100)
+    plain, seen = ranking._distances, []
+
+    def spy(query, gallery):
+        seen.append(plain(query, gallery))
+        return seen[-1].copy()
+
+    monkeypatch.setattr(ranking, "_distances", spy)
+    everything = []
+    for memory_mb in (1e-6, 0.1, 2.0, 1000):
+        seen.clear()
+        retrieval(*search, memory_mb=memory_mb)
+        everything.append(np.concatenate(seen))
+    for other in everything[1:]:
+        assert_array_equal(other, everything[0])
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -241,6 +259,8 @@ def test_equal_numbers_are_equal_rows():
         ({"metric": "dot"}, "metric must be"),
         ({"topk": (0,)}, "must be positive"),
         ({"distractors": [0]}, "mix strings and integers"),
+        ({"gallery_ids": [7, "7"]}, "mix strings and integers"),
+        ({"gallery_ids": ["7", 7.5]}, "gallery_ids must be strings or integers; row 1"),
     ],
 )
 def test_bad_input_is_one_clear_line(change, message):
