@@ -20,9 +20,11 @@ def pairwise_distances(embeddings: Tensor, *, squared: bool = False) -> Tensor:
     """Euclidean distances between all rows, right also where rows nearly coincide.
 
     The product behind |x|^2 + |y|^2 - 2 x.y runs in float64 on centered rows: in float32 (or TF32) the
-    cancellation would turn small distances into noise. Rows nearer to each other
-    than float32 can tell (3e-7 of the spread of the batch) have distance 0 and there the subgradient 0; any
-    other pair has the full gradient of unit length (`squared` fades with the distance instead).
+    cancellation would turn small distances into noise. Rows nearer to each other than float32 can tell (by
+    3.4e-7 of the smaller of their distances from the mean of the batch) have distance 0 and there the
+    subgradient 0; any other pair has the full gradient of unit length (`squared` fades with the distance
+    instead). Apple GPUs have no float64: there the product is float32 and the limit 7.8e-3, so that nearly
+    equal rows count as equal.
 
     Args:
         embeddings: [B, D], any float dtype.
@@ -78,7 +80,7 @@ def triplet_loss(
             distances = pairwise_distances(x, squared=squared)
             total, slopes, nonzero = _all_triplets(distances.detach(), positive, negative, margin)
             count = nonzero if reduction == "mean_nonzero" else (positive.sum(1) * negative.sum(1)).sum()
-            return _WithSlopes.apply(distances, total, slopes) / count.clamp_min(1)
+            return _WithSlopes.apply(distances, total, slopes) / count.clamp_min(1) + _nan_or_zero(x)
         if miner == "batch_hard":
             triplets = batch_hard(pairwise_distances(x.detach(), squared=True), positive, negative)
             near = _distances(x, x[triplets.positive[:, 0]], squared)[:, None]
@@ -89,8 +91,7 @@ def triplet_loss(
             near, far = distances.gather(1, triplets.positive), distances.gather(1, triplets.negative)
         losses = _hinge(near - far, margin).masked_fill(~triplets.valid, 0)
         counted = triplets.valid & (losses > 0) if reduction == "mean_nonzero" else triplets.valid
-        # The second term is 0; it lets NaN embeddings show in the loss even when no triplet is counted.
-        return losses.sum() / counted.sum().clamp_min(1) + 0 * x.sum()
+        return losses.sum() / counted.sum().clamp_min(1) + _nan_or_zero(x)
 
 
 def contrastive_loss(
@@ -136,7 +137,7 @@ def contrastive_loss(
         value, slopes = _all_pairs(
             distances.detach(), positive, negative, form, positive_margin, negative_margin, reduction
         )
-        return _WithSlopes.apply(distances, value, slopes)
+        return _WithSlopes.apply(distances, value, slopes) + _nan_or_zero(x)
 
 
 def supcon_loss(embeddings: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
@@ -167,7 +168,12 @@ def supcon_loss(embeddings: Tensor, labels: Tensor, *, temperature: float = 0.1)
         total = logits.masked_fill(itself, -torch.finfo(logits.dtype).max).logsumexp(dim=1, keepdim=True)
         count = positive.sum(dim=1)
         lost = ((total - logits) * positive).sum(dim=1) / count.clamp(min=1)
-        return lost.where(count > 0, 0.0).sum() / (count > 0).sum().clamp(min=1)
+        return lost.where(count > 0, 0.0).sum() / (count > 0).sum().clamp(min=1) + _nan_or_zero(z)
+
+
+def _nan_or_zero(x: Tensor) -> Tensor:
+    """0 with a graph; NaN where an embedding is not finite, so that it shows even when nothing is counted."""
+    return 0 * x.sum()
 
 
 def _distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
@@ -189,9 +195,8 @@ class _Distances(torch.autograd.Function):
         x = x - x.mean(dim=0)
         norms = x.square().sum(dim=1)
         result = torch.addmm(norms[None, :], x, x.T, alpha=-2).add_(norms[:, None])
-        result.masked_fill_(
-            result <= 512 * torch.finfo(wide).eps * norms[:, None], 0
-        )  # equal, but for rounding
+        rounding = 512 * torch.finfo(wide).eps * torch.minimum(norms[:, None], norms[None, :])
+        result.masked_fill_(result <= rounding, 0)  # equal, but for rounding
         if not squared:
             result.sqrt_()
         result = result.to(embeddings.dtype)

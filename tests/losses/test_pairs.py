@@ -266,7 +266,9 @@ def test_large_gaps_do_not_overflow_the_soft_margin() -> None:
 def test_a_nan_embedding_shows(loss: torch.nn.Module) -> None:
     x = torch.randn(4, 3)
     x[2, 1] = math.nan
-    assert loss(x, torch.tensor([0, 0, 1, 1])).isnan()
+    for labels in ([0, 0, 1, 1], [0, 1, 2, 3], [0, 0, 0, 0]):
+        assert loss(x, torch.tensor(labels)).isnan()
+    assert loss(x[2:3], torch.tensor([0])).isnan()
 
 
 @pytest.mark.parametrize("loss", [*(TripletLoss(miner=m) for m in MINERS), ContrastiveLoss()])  # type: ignore[arg-type]

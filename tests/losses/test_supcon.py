@@ -61,6 +61,14 @@ def test_without_positives_it_is_zero_with_a_graph(labels):
     assert_close(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2], [0, 0, 1]])
+def test_a_nan_embedding_shows(labels):
+    x, y = make(labels)
+    with torch.no_grad():
+        x[-1, 0] = math.nan
+    assert supcon_loss(x, y).isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equal_embeddings_stay_finite(dtype):
     x = torch.ones(6, 4, dtype=dtype, requires_grad=True)
