@@ -116,7 +116,7 @@ def _dump(values: dict[str, Any]) -> str:
 
 
 def _checksums(embeddings: np.ndarray, table: Manifest) -> dict[str, str]:
-    content = hashlib.sha256(np.ascontiguousarray(embeddings))
+    content = hashlib.sha256(np.ascontiguousarray(embeddings).data)
     return {"rows": table.fingerprint(), "embeddings": content.hexdigest()}
 
 

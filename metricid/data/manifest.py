@@ -28,8 +28,9 @@ class _Container(Protocol):
 class Manifest:
     """A checked, immutable table of images.
 
-    Columns: `path` and `identity` (text, never empty), optionally `camera`, `media`, `split`, `group` (text, may
-    be empty) and the landmarks `x1, y1, ..., x5, y5` (float32 pixels, all ten or none). No path occurs twice.
+    Columns: `path` and `identity` (text, never empty), optionally `camera`, `media`, `split`, `group` (text,
+    may be empty) and the landmarks `x1, y1, ..., x5, y5` (float32 pixels, all ten or none). No path occurs
+    twice.
 
     Example:
         >>> people = Manifest.from_columns(path=["a.jpg", "b.jpg", "c.jpg"], identity=["Eve", "Ann", "Eve"])

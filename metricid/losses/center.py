@@ -18,7 +18,8 @@ class CenterLoss(nn.Module):
 
     - 'gradient': they are parameters, trained by the optimiser with everything else.
     - 'alpha': the paper's own rule (Wen et al., ECCV 2016, eq. 4 and algorithm 1). They are a buffer which no
-      optimiser and no forward pass touches; call `update_centers` once after each step (`Objective.after_step` does).
+      optimiser and no forward pass touches; call `update_centers` once after each step, as
+      `Objective.after_step` does.
 
     Args:
         num_classes: C.
