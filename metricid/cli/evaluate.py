@@ -17,9 +17,15 @@ from metricid.config import (
     read_recipe,
 )
 from metricid.data.embedding_set import EmbeddingSet
-from metricid.data.factory import build_splits, layout_names, open_layout, pick_workers
+from metricid.data.factory import (
+    DISTRACTORS,
+    build_splits,
+    layout_names,
+    layout_options,
+    open_layout,
+    pick_workers,
+)
 from metricid.data.layouts.lfw import Pairs, read_pairs
-from metricid.data.layouts.market1501 import DISTRACTOR
 from metricid.data.manifest import Manifest
 from metricid.data.sources import FolderSource, ImageSource, TarSource
 from metricid.data.splits import query_gallery
@@ -34,9 +40,10 @@ from metricid.training.distributed import World, start_world, stop_world
 from metricid.training.embedding import Embedded, embed_images, pixel_vectors
 from metricid.training.precision import pick_precision
 from metricid.training.run_folder import write_json
-from metricid.training.validation import flip_text, run_protocols
+from metricid.training.validation import check_columns, flip_text, run_protocols
 
 STORED = (".parquet", ".npy")
+FOR_IMAGES = ("baseline", "layout", "root", "manifest", "option", "flip", "save_embeddings", "overrides")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", help="evaluate on other data: " + ", ".join(layout_names()))
     parser.add_argument("--root", help="folder or tar file of that data")
     parser.add_argument("--manifest", help="table of that data, for --layout manifest")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the layout, such as seed=1",
+    )
     parser.add_argument("--split", help="only the rows whose split column has this value")
     parser.add_argument("--query-gallery", action="store_true", help="divide images by identity and camera")
     parser.add_argument("--pairs", help="pairs file of protocol lfw, inside the data (default: pairs.txt)")
@@ -108,13 +122,12 @@ def _evaluate(options: argparse.Namespace, world: World) -> list[ProtocolResult]
     else:
         source, table = _other_data(options, data)
         settings = _settings(options, EvaluationConfig(**_defaults(options.layout, table)))
-        table = query_gallery(table) if options.query_gallery else table
+        table = query_gallery(table, settings.distractors) if options.query_gallery else table
         pairs = _pairs(options, source, table) if "lfw" in settings.protocols else None
+    check_columns(settings.protocols, table)
     workers = pick_workers(data.workers, world.size)
     if subject.embedder is None:
-        embedded = pixel_vectors(
-            source, table, data.size, pick_workers(data.workers, world.size), data.on_corrupt
-        )
+        embedded = pixel_vectors(source, table, data.size, workers, data.on_corrupt)
         settings = _changed(settings, flip=False)
     else:
         embedded = embed_images(
@@ -189,7 +202,7 @@ def _defaults(layout: str, table: Manifest) -> dict[str, Any]:
     if layout == "lfw":
         return {"protocols": ["lfw"]}
     if table.column("camera") is not None:
-        return {"protocols": ["reid"], "distractors": [DISTRACTOR] if layout == "market1501" else []}
+        return {"protocols": ["reid"], "distractors": list(DISTRACTORS.get(layout, ()))}
     return {"protocols": ["identification"]}
 
 
@@ -206,6 +219,7 @@ def _other_data(options: argparse.Namespace, data: DataConfig) -> tuple[ImageSou
         options.layout,
         root=options.root,
         manifest=options.manifest,
+        options=layout_options(options.layout, options.option),
         max_pixels=data.max_pixels,
         option="--root",
     )
@@ -226,6 +240,11 @@ def _pairs(options: argparse.Namespace, source: ImageSource, table: Manifest) ->
 
 
 def _evaluate_stored(options: argparse.Namespace, path: Path) -> list[ProtocolResult]:
+    unused = [name for name in FOR_IMAGES if getattr(options, name) not in (None, [], False)]
+    if unused:
+        raise InputError(
+            f"{path}: --{unused[0].replace('_', '-')} is for images, these are stored embeddings"
+        )
     stored = EmbeddingSet.read(path)
     settings = _settings(options, EvaluationConfig(**_defaults("", stored.table)))
     table = query_gallery(stored.table) if options.query_gallery else stored.table

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from metricid.config import SplitConfig
 from metricid.data.decode import ImageError
-from metricid.data.factory import layout_names, open_layout, split_table
+from metricid.data.factory import DISTRACTORS, layout_names, layout_options, open_layout, split_table
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.data.splits import query_gallery
@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", nargs="?", help="folder or tar file (none for generated identities)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the manifests")
     parser.add_argument("--manifest", help="table to check and split, for layout manifest")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the layout, such as seed=1",
+    )
     parser.add_argument("--train-identities", help="number (600) or share (0.8) of identities that train")
     parser.add_argument("--min-images", type=int, default=1, help="leave out identities with fewer images")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
@@ -35,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes all.csv, or train.csv and test.csv, and prints their counts."""
-    source, table = open_layout(options.layout, root=options.root, manifest=options.manifest, option="root")
+    source, table = open_layout(
+        options.layout,
+        root=options.root,
+        manifest=options.manifest,
+        options=layout_options(options.layout, options.option),
+        option="root",
+    )
     if options.decode:
         _decode_all(source, table)
     parts = {"all": table}
@@ -45,9 +58,10 @@ def run(options: argparse.Namespace) -> int:
             min_images=options.min_images,
             seed=options.seed,
         )
-        train, test = split_table(table, split)
+        distractors = DISTRACTORS.get(options.layout, ())
+        train, test = split_table(table, split, distractors)
         if options.query_gallery and test is not None:
-            test = query_gallery(test)
+            test = query_gallery(test, distractors)
         parts = {"train": train} | ({"test": test} if test is not None else {})
     counts = {}
     for name, part in parts.items():

@@ -1,12 +1,12 @@
 """From the data section of a recipe to images, manifests and batches."""
 
-import inspect
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 
 from metricid.config import DataConfig, Problem, SplitConfig, expand
 from metricid.data.layouts import LAYOUTS, market1501
@@ -188,6 +188,33 @@ def pick_workers(setting: int | str, world_size: int) -> int:
     return max(1, min(8, cores // ranks_here - 1))
 
 
+def layout_options(layout: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a layout from `name=value` texts; the values are YAML.
+
+    Raises:
+        InputError: another form, or options that the layout has not.
+    """
+    if layout not in layout_names():
+        raise InputError(unknown("layout", layout, layout_names()))
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--option {text}: has the form NAME=VALUE, for example seed=1")
+        options[name] = yaml.safe_load(value)
+    problems = _layout_problems(layout, options)
+    if problems:
+        raise InputError(f"--option: {'; '.join(problems)}")
+    return options
+
+
+def _layout_problems(layout: str, options: Mapping[str, Any]) -> list[str]:
+    target = SYNTHETIC.get(layout) or LAYOUTS.get(layout)
+    if target is None:
+        return [f"layout {layout} takes no options"] if options else []
+    return signature_problems(target, options, ("source",))
+
+
 def data_problems(values: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the open-ended parts of a recipe's data section: layout, sampler, augmentation."""
     data = values.get("data")
@@ -199,10 +226,8 @@ def data_problems(values: Mapping[str, Any]) -> list[Problem]:
         if layout not in layout_names():
             problems.append(("data.train", unknown("layout", layout, layout_names())))
         options = data.get("options", {})
-        target = SYNTHETIC.get(layout) or LAYOUTS.get(layout)
-        if isinstance(options, Mapping) and target is not None:
-            given = tuple(p for p in ("source",) if p in inspect.signature(target).parameters)
-            problems += [("data.options", p) for p in signature_problems(target, options, given)]
+        if isinstance(options, Mapping):
+            problems += [("data.options", p) for p in _layout_problems(layout, options)]
     sampler = data.get("sampler", {"name": "shuffle", "batch_size": 64})
     if isinstance(sampler, Mapping):
         given = ("labels", "seed", "rank", "world_size")

@@ -31,11 +31,10 @@ def _figure(file: str | Path, title: str, counts: Mapping[str, int]) -> Iterator
     figure = Figure(figsize=(7.0, 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    heading = "\n".join(wrap(title, 80))
-    figure.suptitle(heading, fontsize=11, fontweight="bold", color=_INK)
-    axes.set_title(
-        ", ".join(f"{value:,} {name}" for name, value in counts.items()), fontsize=9, color="#666666"
-    )
+    heading = "\n".join(wrap(title, 72))
+    figure.suptitle(heading, fontsize=9.5, fontweight="bold", color=_INK)
+    numbers = ", ".join(f"{value:,} {name}" for name, value in counts.items())
+    axes.set_title("\n".join(wrap(numbers, 84)), fontsize=9, color="#666666")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
     axes.tick_params(colors=_INK, labelsize=9)
@@ -57,6 +56,8 @@ def plot_roc(
 ) -> None:
     """True accept rate over the false accept rate (logarithmic), one line per name.
 
+    The left end of a line is the rate without any false accept.
+
     Args:
         curves: name for the legend -> ROC curve.
         file: PNG file to write.
@@ -69,11 +70,11 @@ def plot_roc(
     """
     _check(curves)
     lowest = min(float(curve.x[curve.x > 0].min()) for curve in curves.values())
-    left = 10.0 ** np.floor(np.log10(lowest))
+    left = 10.0 ** min(np.floor(np.log10(lowest)), -1.0)
     with _figure(file, title, counts) as axes:
         for color, (name, curve) in zip(_colors(curves), curves.items(), strict=True):
-            shown = curve.x > 0
-            axes.step(curve.x[shown], curve.y[shown], where="post", label=name, color=color, linewidth=1.8)
+            x = np.maximum(curve.x, left)  # FAR = 0 has no place on a logarithmic axis
+            axes.step(x, curve.y, where="post", label=name, color=color, linewidth=1.8)
         chance = np.logspace(np.log10(left), 0, 200)
         axes.plot(chance, chance, color="#999999", linewidth=1, linestyle=":", label="chance")
         if supported_far is not None and supported_far > left:
@@ -170,7 +171,8 @@ def plot_result(result: ProtocolResult, folder: str | Path) -> list[Path]:
         The files written.
     """
     files = []
-    title = f"{result.protocol}: {result.variant}"
+    title = f"{result.protocol} of {result.subject}" if result.subject else result.protocol
+    title += f": {result.variant}"
     if "cmc" in result.curves:
         files.append(Path(folder) / f"{result.protocol}_cmc.png")
         plot_cmc({result.protocol: result.curves["cmc"]}, files[-1], counts=result.counts, title=title)

@@ -14,7 +14,7 @@ from metricid.data.loader import Loader
 from metricid.data.samplers import SAMPLERS
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
-from metricid.evaluation import NEEDED, PROTOCOLS
+from metricid.evaluation import PROTOCOLS
 from metricid.losses.objective import Objective
 from metricid.models.backbone import backbone_problem
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, default_preprocessing
@@ -22,6 +22,7 @@ from metricid.registry import unknown
 from metricid.training.distributed import World, join_batchnorm
 from metricid.training.optim import build_optimizer, parameter_groups
 from metricid.training.precision import Precision, pick_precision
+from metricid.training.validation import check_columns
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def build_run(config: RunConfig, world: World) -> Run:
     """
     precision = pick_precision(config.train.precision, world.device)
     splits = build_splits(config.data, make_queries=config.evaluation.query_gallery)
-    _check_columns(config, splits)
+    for part in (splits.validation, splits.test):
+        if part is not None:
+            check_columns(config.evaluation.protocols, part)
     label_map = {name: label for label, name in enumerate(splits.train.identity_names())}
     labels = splits.train.labels(label_map)
     sampler = SAMPLERS.build(
@@ -137,18 +140,6 @@ def build_run(config: RunConfig, world: World) -> Run:
     return Run(config, world, splits, label_map, loader, embedder, objective, optimizer, precision)
 
 
-def _check_columns(config: RunConfig, splits: Splits) -> None:
-    """Refuses a protocol before the training that it would fail after."""
-    for part in (splits.validation, splits.test):
-        for protocol in config.evaluation.protocols:
-            missing = [name for name in NEEDED[protocol] if part is not None and part.column(name) is None]
-            if missing:
-                raise InputError(
-                    f"evaluation.protocols: {protocol} needs the column {missing[0]!r}, which is not there"
-                    + ("; set evaluation.query_gallery=true" if missing == ["split"] else "")
-                )
-
-
 def _model_problems(values: Mapping[str, Any]) -> list[Problem]:
     model = values.get("model")
     backbone = model.get("backbone") if isinstance(model, Mapping) else None
@@ -185,6 +176,7 @@ def _protocol_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 
 def _measures(protocol: str) -> list[str]:
-    """The measures that a protocol gives, asked from itself on four made-up images."""
+    """The measures of a protocol of which more is better, asked from itself on four made-up images."""
     table = {"identity": ["a", "a", "b", "b"], "camera": list("1212"), "split": ["query", "gallery"] * 2}
-    return list(PROTOCOLS[protocol](np.eye(4, dtype=np.float32), table).metrics)
+    measures = PROTOCOLS[protocol](np.eye(4, dtype=np.float32), table).metrics
+    return [name for name in measures if name != "EER" and not name.startswith("threshold")]

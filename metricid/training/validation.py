@@ -1,6 +1,7 @@
 """Protocols run on the embeddings of a model."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,28 @@ from metricid.data.layouts.lfw import Pairs
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.errors import InputError
-from metricid.evaluation import PROTOCOLS, ProtocolResult
+from metricid.evaluation import NEEDED, PROTOCOLS, ProtocolResult
 from metricid.models.embedder import Embedder
 from metricid.training.distributed import World
 from metricid.training.embedding import Embedded, embed_images, pixel_vectors
 from metricid.training.precision import Precision
 
 COLUMNS = ("identity", "camera", "split", "group")
+
+
+def check_columns(protocols: Sequence[str], table: Manifest) -> None:
+    """Refuses a protocol before the work that it would fail after.
+
+    Raises:
+        InputError: the table lacks a column that a protocol reads.
+    """
+    for protocol in protocols:
+        missing = [name for name in NEEDED[protocol] if name in COLUMNS and table.column(name) is None]
+        if missing:
+            raise InputError(
+                f"evaluation: protocol {protocol} needs the column {missing[0]!r}, which the data has not"
+                + ("; divide it into query and gallery (query_gallery)" if missing == ["split"] else "")
+            )
 
 
 def evaluate_model(

@@ -218,6 +218,19 @@ def test_a_recipe_that_is_not_there(refused):
     refused(main(["train", "nowhere.yaml"]), "nowhere.yaml: no such recipe file")
 
 
+def test_a_protocol_without_its_columns_is_refused_before_the_images_are_embedded(shop, refused, capfd):
+    assert shop.train() == 0
+    capfd.readouterr()
+    refused(
+        main(["evaluate", str(shop.run), "--protocol", "reid"]), "needs the column 'camera'", run_folder=True
+    )
+
+
+def test_a_key_that_is_no_text_is_named(shop, refused):
+    shop.values["objective"] = [{"loss": "softmax", 1: 2}]
+    refused(shop.train(), "objective.0", "unknown option 1", lines=2)
+
+
 def test_several_mistakes_at_once(shop, refused):
     code = shop.train("optim.lr=-1", "data.sampler.identites=4", "objective.0.loss=sofmax", "trian.epochs=3")
     refused(code, "optim.lr", "data.sampler", "objective.0", "trian", "4 problems", lines=5)
@@ -232,6 +245,9 @@ def test_several_mistakes_at_once(shop, refused):
         (["evaluate", "quickstart", "--baseline", "pixels", "--protocol", "rank1"], ["unknown protocol"]),
         (["evaluate", "quickstart", "--baseline", "pixels", "--layout", "folder"], ["--root"]),
         (["prepare", "folder", "/no/place", "-o", "x"], ["/no/place"]),
+        (["prepare", "synthetic_faces", "-o", "x", "--option", "sead=1"], ["did you mean 'seed'"]),
+        (["prepare", "synthetic_faces", "-o", "x", "--option", "seed"], ["NAME=VALUE"]),
+        (["evaluate", "none.parquet", "--layout", "folder"], ["--layout is for images"]),
         (["prepare", "foldr", "/no/place", "-o", "x"], ["did you mean 'folder'"]),
         (["prepare", "synthetic_faces", "-o", "x", "--train-identities", "most"], ["--train-identities"]),
     ],
