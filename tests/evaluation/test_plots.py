@@ -75,7 +75,7 @@ def test_long_titles_and_counts_lie_inside_the_figure(tmp_path, drawn):
 
 def test_every_plot_names_its_subject(tmp_path, drawn):
     rng = np.random.default_rng(0)
-    table = {"identity": np.arange(60) % 10, "camera": np.arange(60) % 3, "split": ["query", "gallery"] * 30}
+    table = {"identity": np.arange(60) % 9, "camera": np.arange(60) % 4, "split": ["query", "gallery"] * 30}
     for name in ("reid", "verification"):
         result = PROTOCOLS[name](rng.standard_normal((60, 4)), table)
         plot_result(replace(result, subject="best.pt, no flip"), tmp_path)
