@@ -79,6 +79,22 @@ def recipe(folder: Path, options: argparse.Namespace) -> RunConfig:
     return check_recipe(values, "benchmark")
 
 
+def train_step(
+    embedder: nn.Module,
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Forward, backward and step, as one writes it by hand."""
+    optimizer.zero_grad(set_to_none=True)
+    with precision.autocast():
+        logits = head(embedder(images).embedding)
+    nn.functional.cross_entropy(logits.float(), labels).backward()
+    optimizer.step()
+
+
 def bare_loop(run: Run) -> Callable[[int], float]:
     """Forward, backward and step on a batch that lies in memory, already normalised."""
     device, precision, batch = run.world.device, run.precision, run.loader.sampler.batch_size
@@ -92,11 +108,7 @@ def bare_loop(run: Run) -> Callable[[int], float]:
 
     def measure(steps: int) -> float:
         def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            with precision.autocast():
-                logits = head(embedder(images).embedding)
-            nn.functional.cross_entropy(logits.float(), labels).backward()
-            optimizer.step()
+            train_step(embedder, head, optimizer, precision, images, labels)
 
         return images_per_second(step, steps, batch, device)
 
@@ -119,7 +131,7 @@ def metricid_loop(run: Run, folder: Path) -> Callable[[int], float]:
             starts.append(time.perf_counter())
             step(*arguments)
 
-        trainer._step = timed  # type: ignore[method-assign]
+        trainer._step = timed  # type: ignore[assignment]
         trainer.fit()
         return batch * steps / (starts[-1] - starts[-1 - steps])
 
@@ -155,12 +167,7 @@ def plain_loop(run: Run, folder: Path) -> Callable[[int], float]:
     def measure(steps: int) -> float:
         def step() -> None:
             images, labels = next(batches)
-            images, labels = images.to(device), labels.to(device)
-            optimizer.zero_grad()
-            with precision.autocast():
-                logits = head(embedder(images).embedding)
-            nn.functional.cross_entropy(logits.float(), labels).backward()
-            optimizer.step()
+            train_step(embedder, head, optimizer, precision, images.to(device), labels.to(device))
 
         return images_per_second(step, steps, batch, device)
 

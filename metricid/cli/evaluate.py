@@ -247,7 +247,7 @@ def _evaluate_stored(options: argparse.Namespace, path: Path) -> list[ProtocolRe
         )
     stored = EmbeddingSet.read(path)
     settings = _settings(options, EvaluationConfig(**_defaults("", stored.table)))
-    table = query_gallery(stored.table) if options.query_gallery else stored.table
+    table = query_gallery(stored.table, settings.distractors) if options.query_gallery else stored.table
     rows = stored.embeddings
     if options.split is not None:
         column = table.column("split")

@@ -9,6 +9,8 @@ from metricid.data.synthetic.face_shapes import skin_colour
 
 @dataclass(frozen=True)
 class Build:
+    """Proportions of the body."""
+
     tall: float
     shoulder: float
     hip: float
@@ -20,6 +22,8 @@ class Build:
 
 @dataclass(frozen=True)
 class Head:
+    """Hair, cap or hood, and beard."""
+
     style: str  # short, long, bun, tail, bald, cap, hood, afro
     hair: Colour
     cloth: Colour
@@ -28,6 +32,8 @@ class Head:
 
 @dataclass(frozen=True)
 class Top:
+    """What the upper body wears."""
+
     main: Colour
     second: Colour
     sleeve: Colour
@@ -43,6 +49,8 @@ class Top:
 
 @dataclass(frozen=True)
 class Bottom:
+    """Trousers, shorts or skirt, and shoes."""
+
     kind: str  # trousers, shorts, skirt
     main: Colour
     stripe: Colour | None
@@ -54,6 +62,8 @@ class Bottom:
 
 @dataclass(frozen=True)
 class Bag:
+    """What is carried."""
+
     kind: str  # none, backpack, messenger, handbag
     colour: Colour
     trim: Colour
@@ -64,6 +74,8 @@ class Bag:
 
 @dataclass(frozen=True)
 class Outfit:
+    """All that belongs to a pedestrian."""
+
     build: Build
     head: Head
     top: Top

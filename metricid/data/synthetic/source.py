@@ -1,6 +1,7 @@
 """An image source that draws its images when they are read."""
 
 import re
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ _LAST_IDENTITY = 10**9
 _SIDES = (16, 1024)
 
 
-class SyntheticSource:
+class SyntheticSource(ABC):
     """Base of the generated data sets: names, limits and the manifest; a subclass draws one image.
 
     A path such as `face-v1/s0/112x112/000123/0004` holds everything the pixels depend on, so the fingerprint
@@ -85,9 +86,9 @@ class SyntheticSource:
     def __len__(self) -> int:
         return self.identities * self.images
 
+    @abstractmethod
     def draw(self, identity: int, image: int) -> np.ndarray:
         """uint8 [H, W, 3] RGB: a pure function of the seed, the size and the two numbers."""
-        raise NotImplementedError
 
     def _cameras(self) -> list[str] | None:
         return None
