@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="only the rows whose split column has this value")
     parser.add_argument("--query-gallery", action="store_true", help="divide images by identity and camera")
+    parser.add_argument("--distractors", help="comma-separated identities that never match (Market-1501: 0)")
     parser.add_argument("--pairs", help="pairs file of protocol lfw, inside the data (default: pairs.txt)")
     parser.add_argument("--protocol", help="comma-separated: " + ", ".join(PROTOCOLS))
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="add the mirrored image")
@@ -194,6 +195,7 @@ def _settings(options: argparse.Namespace, recipe: EvaluationConfig) -> Evaluati
         bootstrap=options.bootstrap,
         batch_size=options.batch_size,
         query_gallery=options.query_gallery or None,
+        distractors=options.distractors.split(",") if options.distractors else None,
     )
 
 
