@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from metricid.models.embedder import Embedder, embedder_to_dict
 from metricid.registry import unknown
 from metricid.report.plots import plot_result
 from metricid.training.build import build_embedder, check_recipe
-from metricid.training.checkpoint import find_checkpoint, load_embedder, read_checkpoint, seed_everything
+from metricid.training.checkpoint import load_embedder, open_checkpoint, seed_everything
 from metricid.training.distributed import World, start_world, stop_world
 from metricid.training.embedding import Embedded, embed_images, pixel_vectors
 from metricid.training.precision import pick_precision
@@ -153,10 +154,13 @@ def _trained(path: Path, overrides: list[str]) -> Subject:
             f"{path}: no run folder, checkpoint or embeddings; "
             "a recipe is evaluated with --baseline pixels or --baseline random"
         )
-    checkpoint = find_checkpoint(path)
-    state = read_checkpoint(checkpoint)
+    checkpoint, state = open_checkpoint(path, _warn)
     config = _stored_recipe(state, checkpoint, overrides)
     return Subject(f"{config.name} ({checkpoint.name})", config, load_embedder(state, checkpoint))
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _stored_recipe(state: dict[str, Any], checkpoint: Path, overrides: list[str]) -> RunConfig:
@@ -166,8 +170,8 @@ def _stored_recipe(state: dict[str, Any], checkpoint: Path, overrides: list[str]
 def _baseline(options: argparse.Namespace) -> Subject:
     path = Path(options.subject)
     if path.is_dir() or path.suffix == ".pt":
-        checkpoint = find_checkpoint(path)
-        config = _stored_recipe(read_checkpoint(checkpoint), checkpoint, options.overrides)
+        checkpoint, state = open_checkpoint(path, _warn)
+        config = _stored_recipe(state, checkpoint, options.overrides)
     else:
         file = find_recipe(options.subject)
         config = check_recipe(read_recipe(file, options.overrides), str(file))

@@ -131,6 +131,7 @@ def build_run(config: RunConfig, world: World) -> Run:
         raise InputError(f"objective: {error}") from error
     embedder.to(world.device)
     objective.to(world.device)
+    embedder.channels_last = config.train.channels_last
     if config.train.channels_last:
         embedder.to(memory_format=torch.channels_last)
     if world.distributed and config.train.sync_batchnorm:
@@ -149,9 +150,9 @@ def _model_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 def _objective_problems(values: Mapping[str, Any]) -> list[Problem]:
     terms = values.get("objective")
-    if not isinstance(terms, list) or not all(isinstance(term, Mapping) for term in terms):
+    if not isinstance(terms, list) or not terms or not all(isinstance(term, Mapping) for term in terms):
         return []
-    return [(f"objective.{path}", message) for path, message in Objective.problems(terms)]
+    return [(f"objective.{path}".rstrip("."), message) for path, message in Objective.problems(terms)]
 
 
 def _protocol_problems(values: Mapping[str, Any]) -> list[Problem]:

@@ -5,7 +5,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,11 @@ from metricid.models.embedder import Embedder, EmbedderConfig, embedder_from_dic
 from metricid.models.weights import first_line
 
 FORMAT = 1
+KEYS = {"format", "embedder", "model", "ema", "config"}
+STEP_KEYS = {
+    *("objective", "optimizer", "scaler", "ema_updates", "random", "world_size", "position"),
+    *("label_map", "fingerprint", "skipped_images", "log_position"),
+}
 STEP_FILE = re.compile(r"step-(\d{9})\.pt")
 
 
@@ -63,7 +68,10 @@ class CheckpointStore:
         damaged = []
         for path in self.steps():
             try:
-                return path, read_checkpoint(path)
+                state = read_checkpoint(path)
+                if not state.keys() >= STEP_KEYS:
+                    raise InputError(f"{path}: lacks {', '.join(sorted(STEP_KEYS - state.keys()))}")
+                return path, state
             except InputError as error:
                 damaged.append(path)
                 warn(f"{error}; trying the checkpoint before it")
@@ -78,7 +86,31 @@ class CheckpointStore:
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint atomically."""
     with atomic_write(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
+        target: Any = _Target(file)
+        try:
+            torch.save({**state, "format": FORMAT}, target)
+        except RuntimeError as error:
+            if target.error is None:
+                raise
+            raise target.error from error
+
+
+class _Target:
+    """A file that remembers why a write failed: torch.save reports a full disk as a fault of its own."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -103,26 +135,35 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a checkpoint of metricid; to start from its weights use model.weights={path}"
         )
+    if not state.keys() >= KEYS:
+        raise InputError(f"{path}: not a whole checkpoint, it lacks {', '.join(sorted(KEYS - state.keys()))}")
     if state["format"] != FORMAT:
         raise InputError(f"{path}: checkpoint format {state['format']}, this version reads format {FORMAT}")
     return state
 
 
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint file for a file or run folder: the best one if the run validated, else the newest.
+def open_checkpoint(path: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a file or run folder, read: the best one if the run validated, else the newest.
+
+    Of a run folder, a damaged checkpoint is named by `warn` and passed over.
 
     Raises:
-        InputError: nothing there.
+        InputError: nothing there, or nothing readable.
     """
     if not path.is_dir():
         if not path.exists():
             raise InputError(f"{path}: no such run folder or checkpoint")
-        return path
+        return path, read_checkpoint(path)
     store = CheckpointStore(path / "checkpoints")
-    found = [store.best] if store.best.is_file() else store.steps()
+    found = [store.best, *store.steps()] if store.best.is_file() else store.steps()
     if not found:
         raise InputError(f"{path}: holds no checkpoint; expected {store.folder}/step-*.pt or best.pt")
-    return found[0]
+    for candidate in found:
+        try:
+            return candidate, read_checkpoint(candidate)
+        except InputError as error:
+            warn(f"{error}; trying another checkpoint of the run")
+    raise InputError(f"{path}: every checkpoint is damaged ({len(found)} of them)")
 
 
 def load_embedder(state: dict[str, Any], source: Path) -> Embedder:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from metricid.config import DEVICE
 from metricid.errors import InputError
 
 
@@ -39,16 +41,37 @@ def start_world(device: str) -> World:
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
 
     Raises:
-        InputError: a device that this machine has not.
+        InputError: a device that this machine has not, or one for all ranks; half of torchrun's variables.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    size, rank, local_rank = _ranks()
+    chosen = pick_device(device, local_rank)
+    if size > 1 and device.startswith("cuda:"):
+        raise InputError(f"device: all {size} processes would share {device}; use device=cuda")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return World(rank, size, chosen)
+
+
+def _ranks() -> tuple[int, int, int]:
+    """World size, rank and local rank, as `torchrun` sets them."""
+    set_by_torchrun = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    try:
+        size, rank, local_rank = (
+            int(os.environ.get(name, default))
+            for name, default in zip(set_by_torchrun, ("1", "0", "0"), strict=True)
+        )
+    except ValueError as error:
+        raise InputError(
+            f"{', '.join(set_by_torchrun)}: not all numbers; start with torchrun, or unset WORLD_SIZE"
+        ) from error
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and missing:
+        raise InputError(
+            f"WORLD_SIZE={size} without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
+        )
+    return size, rank, local_rank
 
 
 def stop_world() -> None:
@@ -61,8 +84,10 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
     """The device for a name; `auto` takes a GPU where there is one.
 
     Raises:
-        InputError: a device that this machine has not.
+        InputError: no device's name, or a device that this machine has not.
     """
+    if not re.fullmatch(DEVICE, device):
+        raise InputError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N, mps")
     if device == "auto":
         if torch.cuda.is_available():
             device = "cuda"
@@ -143,8 +168,12 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises `[B, C, ...]`; in evaluation it is the ordinary layer."""
-        if not self.training:
-            return super().forward(input)
+        y = self._normalize(input) if self.training else super().forward(input)
+        for part in self.children():
+            y = part(y)
+        return y
+
+    def _normalize(self, input: Tensor) -> Tensor:
         x = input if input.dtype == torch.float64 else input.float()
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
@@ -156,10 +185,7 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
         y = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        y = y.to(input.dtype)
-        for part in self.children():
-            y = part(y)
-        return y
+        return y.to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:
@@ -190,6 +216,7 @@ def _joined(norm: nn.modules.batchnorm._BatchNorm) -> JoinedBatchNorm:
     new._parameters.update(norm._parameters)
     new._buffers.update(norm._buffers)
     new._modules.update(norm._modules)
+    new.training = norm.training
     return new
 
 
@@ -199,6 +226,14 @@ def wrap_ddp(module: nn.Module, device: torch.device, *, sync_buffers: bool) -> 
     name = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
     options: dict[str, Any] = {name: sync_buffers, "device_ids": [device] if device.type == "cuda" else None}
     return DistributedDataParallel(module, **options)
+
+
+@torch.no_grad()
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Gives every rank the running statistics of rank 0."""
+    if world.distributed:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def any_rank(flag: bool, world: World) -> bool:

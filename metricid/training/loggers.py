@@ -4,6 +4,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +23,56 @@ class JsonlLog:
     """
 
     def __init__(self, path: Path, position: int = 0):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")  # noqa: SIM115 (lives as long as the run)
-        if self._file.tell() > position:
-            self._file.truncate(position)
-        self._file.seek(0, os.SEEK_END)
+        self._path = path
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the run)
+            if self._file.tell() > position:
+                self._file.truncate(position)
+            self._file.seek(0, os.SEEK_END)
 
     def write(self, event: str, **values: Any) -> None:
         """Adds a line; numbers that JSON has not (NaN, infinity) become text."""
         line = json.dumps({"event": event, **{k: _plain(v) for k, v in values.items()}})
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with self._explained():
+            self._file.write(line.encode() + b"\n")
 
     def position(self) -> int:
         """Length of the file in bytes, everything written down."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with self._explained():
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._path}: the log cannot be written ({error.strerror}); "
+                "mend that and run the same command again"
+            ) from error
+
 
 class TensorBoardLog:
-    """Scalars for TensorBoard, in the run folder.
+    """Scalars for TensorBoard, in the run folder; points after `step` belong to a killed process and go.
 
     Raises:
         InputError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, step: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise InputError(
                 "log.tensorboard: tensorboard is not installed; pip install 'metricid[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds one point to each scalar."""

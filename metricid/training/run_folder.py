@@ -45,6 +45,11 @@ def read_run_recipe(folder: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+def changed_options(old: dict[str, Any], config: RunConfig) -> list[str]:
+    """Options in which a stored recipe differs from this one and that change what is computed."""
+    return [d for d in differences(old, config.plain()) if not d.startswith(FREE_OPTIONS)]
+
+
 def check_same_recipe(folder: Path, config: RunConfig) -> None:
     """Refuses to continue a run under another recipe.
 
@@ -54,7 +59,7 @@ def check_same_recipe(folder: Path, config: RunConfig) -> None:
     old = read_run_recipe(folder)
     if old is None:
         return
-    changed = [d for d in differences(old, config.plain()) if not d.startswith(FREE_OPTIONS)]
+    changed = changed_options(old, config)
     if changed:
         raise InputError(
             f"{folder}: holds a run with another recipe ({'; '.join(changed[:4])}"

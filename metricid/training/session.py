@@ -16,8 +16,8 @@ from metricid.evaluation import ProtocolResult, format_table
 from metricid.files import atomic_write
 from metricid.report.plots import plot_result
 from metricid.training.build import Run, build_embedder, build_run
-from metricid.training.checkpoint import load_embedder, read_checkpoint, seed_everything
-from metricid.training.distributed import World, barrier
+from metricid.training.checkpoint import load_embedder, open_checkpoint, seed_everything
+from metricid.training.distributed import World, barrier, gather_objects
 from metricid.training.run_folder import check_same_recipe, write_environment, write_json, write_recipe
 from metricid.training.trainer import Trainer
 from metricid.training.validation import evaluate_model, evaluate_pixels
@@ -48,25 +48,26 @@ def train(config: RunConfig, world: World) -> Outcome:
     seed_everything(config.seed)
     run = build_run(config, world)
     with _locked(folder, world):
+        seed_everything(config.seed + world.rank)
+        trainer = Trainer(run, folder)
+        trainer.resume()
         if world.is_main:
             _remove_temporary_files(folder)
             write_recipe(folder, config)
             write_environment(folder, config, run.splits.manifests(), world.device)
         barrier(world)
-        seed_everything(config.seed + world.rank)
-        trainer = Trainer(run, folder)
-        checkpoint = trainer.fit()
-        barrier(world)
-        return _conclude(run, trainer, checkpoint, folder)
+        trainer.fit()
+        return _conclude(run, trainer, folder)
 
 
-def _conclude(run: Run, trainer: Trainer, checkpoint: Path, folder: Path) -> Outcome:
+def _conclude(run: Run, trainer: Trainer, folder: Path) -> Outcome:
     config, world, test = run.config, run.world, run.splits.test
     position = trainer.position
     results: list[ProtocolResult] = []
+    checkpoint, state = open_checkpoint(folder, trainer.say)
     if test is not None:
         source, data, options = run.splits.source, config.data, config.evaluation
-        embedder = load_embedder(read_checkpoint(checkpoint), checkpoint).to(world.device)
+        embedder = load_embedder(state, checkpoint).to(world.device)
         results += evaluate_model(
             embedder, source, test, data, options, world, run.precision, f"{config.name} ({checkpoint.name})"
         )
@@ -89,7 +90,7 @@ def _conclude(run: Run, trainer: Trainer, checkpoint: Path, folder: Path) -> Out
         "images_per_second": round(position.images / seconds, 1) if seconds else None,
         "wait_share": round(position.wait_seconds / seconds, 4) if seconds else None,
         "nonfinite_steps": position.nonfinite,
-        "skipped_images": run.loader.corrupt,
+        "skipped_images": sorted(set().union(*gather_objects(trainer.skipped_images(), world))),
         "results": [result.to_json() for result in results],
     }
     text = _text(values, results)
@@ -125,11 +126,10 @@ def _finished(folder: Path) -> Outcome | None:
         return None
     try:
         values = json.loads(results.read_text(encoding="utf-8"))
+        table = text.read_text(encoding="utf-8").rstrip()
     except ValueError as error:
         raise InputError(f"{results}: damaged; remove it to evaluate the run again") from error
-    return Outcome(
-        values, f"{folder} is finished; these are its results\n\n{text.read_text(encoding='utf-8').rstrip()}"
-    )
+    return Outcome(values, f"{folder} is finished; these are its results\n\n{table}")
 
 
 @contextmanager

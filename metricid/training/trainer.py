@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from metricid.data.loader import Batch
 from metricid.errors import InputError
@@ -25,10 +27,18 @@ from metricid.training.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
-from metricid.training.distributed import any_rank, gather_batch, gather_objects, wrap_ddp
+from metricid.training.distributed import (
+    any_rank,
+    barrier,
+    gather_batch,
+    gather_objects,
+    share_buffers,
+    wrap_ddp,
+)
 from metricid.training.loggers import JsonlLog, Progress, TensorBoardLog
 from metricid.training.optim import WeightAverage, set_learning_rate
 from metricid.training.precision import Precision
+from metricid.training.run_folder import changed_options
 from metricid.training.signals import Stopped, StopRequest
 from metricid.training.state import Position, Window
 from metricid.training.validation import evaluate_model
@@ -75,19 +85,17 @@ class Trainer:
         self.total_steps = run.total_steps
         self.fingerprint = run.splits.train.fingerprint()
         self.stop = StopRequest()
+        self._skipped_before: list[str] = []
+        self._log_position = 0
 
-    def fit(self) -> Path:
-        """Trains.
-
-        Returns:
-            The checkpoint to use: the best of the validations, or the last if there was none.
+    def fit(self) -> None:
+        """Trains to the end, from where `resume` left it; the last state is in the run folder then.
 
         Raises:
             InputError: ten non-finite losses in a row, a full disk, an unreadable image.
             Stopped: SIGTERM or Ctrl-C; the state is saved.
         """
-        log_position = self._resume()
-        self.log = JsonlLog(self.folder / "log.jsonl", log_position) if self.world.is_main else None
+        self.log = JsonlLog(self.folder / "log.jsonl", self._log_position) if self.world.is_main else None
         self.board = self._open_tensorboard()
         self.module = self._wrap()
         self.progress = Progress(self.total_steps, self.position.step, self.world.is_main)
@@ -100,7 +108,6 @@ class Trainer:
                     self.log.close()
                 if self.board is not None:
                     self.board.close()
-        return self.store.best if self.store.best.is_file() else self.store.steps()[0]
 
     def _train(self) -> None:
         position, config = self.position, self.config
@@ -108,16 +115,20 @@ class Trainer:
         saved_at, saved_time = position.step, time.monotonic()
         window = Window()
         while position.step < self.total_steps:
+            began = time.perf_counter()
             epoch_before = position.epoch
             waited = self.run.loader.wait_seconds
             micro = [next(batches) for _ in range(config.train.accumulate)]
-            window.wait += self.run.loader.wait_seconds - waited
+            waited = self.run.loader.wait_seconds - waited
+            window.wait += waited
 
             rate = set_learning_rate(self.run.optimizer, config.optim, position.step / self.total_steps)
             images = config.train.accumulate * self.run.batch_images
             self._step(micro, window, images)
             position.step += 1
             position.images += images
+            position.wait_seconds += waited
+            position.train_seconds += time.perf_counter() - began
 
             text = None
             if position.step % config.log.every == 0 or position.step == self.total_steps:
@@ -172,12 +183,15 @@ class Trainer:
 
         self.scaler.unscale_(run.optimizer)
         norm = self._clip()
-        overflow = self.scaler.is_enabled() and math.isfinite(total)
-        if any_rank(not math.isfinite(total) or not (math.isfinite(norm) or overflow), self.world):
+        if any_rank(not math.isfinite(total) or not math.isfinite(norm), self.world):
             with torch.no_grad():
                 for buffer, old in zip(buffers, before, strict=True):
                     buffer.copy_(old)
-            self._count_nonfinite(terms, total, norm)
+            scale = self.scaler.get_scale()
+            self.scaler.update()
+            # A finite loss whose scaled gradients overflow is how the scale finds its size, down to 1.
+            if not math.isfinite(total) or not self.scaler.is_enabled() or scale <= 1.0:
+                self._count_nonfinite(terms, total, norm)
             return
         for parameter in run.objective.inactive_parameters(progress):
             parameter.grad = None  # gradients of zero would still let weight decay and momentum move them
@@ -222,8 +236,6 @@ class Trainer:
     def _report(self, window: Window, rate: float) -> str:
         seconds = max(time.perf_counter() - window.started, 1e-9)
         position = self.position
-        position.train_seconds += seconds
-        position.wait_seconds += window.wait
         terms = window.means()
         loss = window.loss / window.steps if window.steps else float("nan")
         speed = window.images / seconds
@@ -238,7 +250,7 @@ class Trainer:
             terms=terms,
             images_per_second=round(speed, 1),
             wait_share=round(wait, 4),
-            skipped_images=len(self.run.loader.corrupt),
+            skipped_images=len(self.skipped_images()),
         )
         if self.board is not None:
             scalars = {"loss": loss, "lr": rate, "images_per_second": speed, "wait_share": wait}
@@ -251,6 +263,8 @@ class Trainer:
         if validation is None:
             return
         embedder = self.average.model if self.average is not None else self.run.embedder
+        if not self.config.train.sync_batchnorm:
+            share_buffers(embedder, self.world)
         results = evaluate_model(
             embedder,
             self.run.splits.source,
@@ -313,17 +327,33 @@ class Trainer:
                 "ema_updates": self.average.updates if self.average is not None else 0,
                 "random": generators,
                 "world_size": self.world.size,
+                "skipped_images": self.skipped_images(),
                 "log_position": self.log.position() if self.log is not None else 0,
             }
             path = self.store.save(state, self.position.step)
+        barrier(self.world)
         return path
 
-    def _resume(self) -> int:
-        """Takes up the newest readable checkpoint; returns the length of the log that belongs to it."""
-        found = self.store.newest(self._say)
+    def skipped_images(self) -> list[str]:
+        """Unreadable images that this process has skipped, before and after a resume."""
+        return list(dict.fromkeys([*self._skipped_before, *self.run.loader.corrupt]))
+
+    def resume(self) -> None:
+        """Takes up the newest readable checkpoint, if there is one.
+
+        Raises:
+            InputError: it belongs to another recipe, other data, or another number of processes.
+        """
+        found = self.store.newest(self.say)
         if found is None:
-            return 0
+            return
         path, state = found
+        changed = changed_options(state["config"], self.config)
+        if changed:
+            raise InputError(
+                f"{path}: written under another recipe ({'; '.join(changed[:4])}); "
+                "give this run another name: name=..."
+            )
         if state["world_size"] != self.world.size:
             raise InputError(
                 f"{path}: written by {state['world_size']} processes, this run has {self.world.size}; "
@@ -344,8 +374,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
         set_random_state(state["random"][self.world.rank])
-        self._say(f"resuming {self.folder} from step {self.position.step} of {self.total_steps}")
-        return state["log_position"]
+        self._skipped_before = state["skipped_images"]
+        self._log_position = state["log_position"]
+        self.say(f"resuming {self.folder} from step {self.position.step} of {self.total_steps}")
 
     def _wrap(self) -> nn.Module:
         run, train = self.run, self.config.train
@@ -375,13 +406,14 @@ class Trainer:
 
     def _open_tensorboard(self) -> TensorBoardLog | None:
         if self.world.is_main and self.config.log.tensorboard:
-            return TensorBoardLog(self.folder / "tensorboard")
+            return TensorBoardLog(self.folder / "tensorboard", self.position.step)
         return None
 
     def _write_log(self, event: str, **values: Any) -> None:
         if self.log is not None:
             self.log.write(event, **values)
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line for the user, from one process only."""
         if self.world.is_main:
-            Progress(0, 0, shown=True).say(line)
+            tqdm.write(line, file=sys.stderr)

@@ -35,6 +35,12 @@ def check_columns(protocols: Sequence[str], table: Manifest) -> None:
                 f"evaluation: protocol {protocol} needs the column {missing[0]!r}, which the data has not"
                 + ("; divide it into query and gallery (query_gallery)" if missing == ["split"] else "")
             )
+        counts = np.unique(table.identities.astype(str), return_counts=True)[1]
+        if protocol != "lfw" and (len(counts) < 2 or counts.max() < 2):
+            raise InputError(
+                f"evaluation: protocol {protocol} needs two identities, and two images of one of them; "
+                f"there are {len(counts)} identities with at most {counts.max(initial=0)} images"
+            )
 
 
 def evaluate_model(

@@ -1,5 +1,6 @@
 """Checkpoints: whole or refused, and never run code."""
 
+import os
 import pickle
 import random
 import zipfile
@@ -13,9 +14,11 @@ from metricid.errors import InputError
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, embedder_to_dict
 from metricid.training import checkpoint
 from metricid.training.checkpoint import (
+    KEYS,
+    STEP_KEYS,
     CheckpointStore,
-    find_checkpoint,
     load_embedder,
+    open_checkpoint,
     random_state,
     read_checkpoint,
     seed_everything,
@@ -27,7 +30,8 @@ from metricid.training.checkpoint import (
 @pytest.fixture(scope="module")
 def state():
     embedder = Embedder(EmbedderConfig("resnet10t", Preprocessing((32, 32)), neck="bnneck", embedding_dim=8))
-    return {"embedder": embedder_to_dict(embedder.config), "model": embedder.state_dict(), "ema": None}
+    described = {"embedder": embedder_to_dict(embedder.config), "model": embedder.state_dict(), "ema": None}
+    return dict.fromkeys(KEYS | STEP_KEYS) | described
 
 
 def cut(path, share):
@@ -106,7 +110,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, state, capsys):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
     with pytest.raises(InputError, match=r"model\.weights="):
         read_checkpoint(tmp_path / "weights.pt")
-    torch.save({"format": 99, "embedder": {}}, tmp_path / "new.pt")
+    torch.save(dict.fromkeys(KEYS) | {"format": 99}, tmp_path / "new.pt")
     with pytest.raises(InputError, match="format 99"):
         read_checkpoint(tmp_path / "new.pt")
 
@@ -128,15 +132,56 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, state, monkeypatch):
 
 def test_a_run_folder_gives_its_best_checkpoint(tmp_path, state):
     with pytest.raises(InputError, match="no such run folder"):
-        find_checkpoint(tmp_path / "none")
+        open_checkpoint(tmp_path / "none", pytest.fail)
     with pytest.raises(InputError, match="holds no checkpoint"):
-        find_checkpoint(tmp_path)
+        open_checkpoint(tmp_path, pytest.fail)
     store = CheckpointStore(tmp_path / "checkpoints")
     store.save(state, 7)
-    assert find_checkpoint(tmp_path).name == "step-000000007.pt"
+    assert open_checkpoint(tmp_path, pytest.fail)[0].name == "step-000000007.pt"
     write_checkpoint(store.best, state)
-    assert find_checkpoint(tmp_path) == store.best
-    assert find_checkpoint(store.steps()[0]) == store.steps()[0]
+    assert open_checkpoint(tmp_path, pytest.fail)[0] == store.best
+    assert open_checkpoint(store.steps()[0], pytest.fail)[0] == store.steps()[0]
+    cut(store.best, 0.5)
+    said = []
+    assert open_checkpoint(tmp_path, said.append)[0].name == "step-000000007.pt"
+    assert "best.pt: damaged" in said[0]
+
+
+class FullDisk:
+    """A file system that takes so many bytes and no more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(28, "No space left on device")
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_a_disk_that_fills_up_within_a_write_is_one_clear_line(tmp_path, state, monkeypatch):
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(state, 1)
+    fdopen = os.fdopen
+    monkeypatch.setattr(os, "fdopen", lambda *a, **k: FullDiskContext(fdopen(*a, **k)))
+    with pytest.raises(InputError, match="disk is full"):
+        store.save(state, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]
+
+
+class FullDiskContext(FullDisk):
+    def __init__(self, file):
+        super().__init__(file, 10_000)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *details):
+        self.file.close()
 
 
 def test_every_random_generator_continues():

@@ -126,6 +126,17 @@ def test_batchnorm_with_its_activation_keeps_the_names_of_its_weights():
     assert not any(type(m) in (nn.BatchNorm1d, nn.BatchNorm2d) for m in embedder.modules())
 
 
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "resnet10t"])
+def test_joined_batchnorm_changes_nothing_in_evaluation(backbone):
+    torch.manual_seed(0)
+    embedder = Embedder(EmbedderConfig(backbone, Preprocessing((32, 32)), neck="bnneck")).eval()
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = embedder(images).embedding
+        found = join_batchnorm(embedder, torch.device("cpu"))(images).embedding
+    assert_close(found, expected)
+
+
 def test_a_device_that_is_not_there_is_named():
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type in ("cpu", "cuda", "mps")

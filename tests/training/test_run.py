@@ -145,7 +145,7 @@ def test_accumulating_two_batches_equals_one_of_both(small, monkeypatch):
     monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: x)
     monkeypatch.setattr(torch.nn.BatchNorm1d, "forward", lambda self, x: x)
     small.set(objective=[{"loss": "softmax"}], model__backbone="resnet10t", model__backbone_options={})
-    small.set(data__split={"train_identities": 15}, data__augment={"preset": "plain"}, evaluation__every=0)
+    small.set(data__split={"train_identities": 14}, data__augment={"preset": "plain"}, evaluation__every=0)
     small.set(
         train={"images": 8, "precision": "fp32", "accumulate": 2},
         data__sampler={"name": "shuffle", "batch_size": 4},
@@ -255,6 +255,80 @@ def test_a_second_process_in_the_same_folder_is_kept_out(small):
             small.train()
 
 
+def test_an_overflow_of_scaled_gradients_is_no_non_finite_loss_until_the_scale_is_spent(small, monkeypatch):
+    small.set(train__images=80, train__accumulate=1, evaluation__every=0, train__max_nonfinite=3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=True)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler)
+    clip = trainer.Trainer._clip
+
+    def overflowing(self):
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("inf"))
+        return clip(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_clip", overflowing)
+    monkeypatch.setattr(scaler, "unscale_", lambda optimizer: scaler._per_optimizer_states[id(optimizer)])
+    monkeypatch.setattr(
+        scaler, "update", lambda: scaler._scale.mul_(0.5) if scaler._scale is not None else None
+    )
+    with pytest.raises(InputError, match="3 non-finite steps in a row"):
+        small.train()
+    assert [e["step"] for e in events(small.run, "nonfinite")] == [2, 3, 4]
+
+
+def test_a_refused_resume_leaves_the_papers_of_the_run(small):
+    small.set(data__options={"identities": 16, "images": 6, "seed": 0}).train()
+    (small.run / "results.json").unlink()
+    (small.run / "recipe.yaml").unlink()
+    papers = (
+        (small.run / "environment.json").read_bytes(),
+        (small.run / "manifests" / "train.csv").read_bytes(),
+    )
+    small.set(data__options={"identities": 16, "images": 6, "seed": 1}, optim__lr=0.5)
+    with pytest.raises(InputError, match="under another recipe"):
+        small.train()
+    assert papers == (
+        (small.run / "environment.json").read_bytes(),
+        (small.run / "manifests" / "train.csv").read_bytes(),
+    )
+    assert not (small.run / "recipe.yaml").exists()
+
+
+def test_a_log_that_cannot_be_written_is_one_clear_line(small):
+    small.run.mkdir(parents=True)
+    (small.run / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"log\.jsonl: the log cannot be written"):
+        small.train()
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_newest(small, capfd):
+    small.train()
+    (small.run / "results.json").unlink()
+    best = small.run / "checkpoints" / "best.pt"
+    best.write_bytes(best.read_bytes()[:500])
+    assert small.train().values["checkpoint"].endswith("step-000000006.pt")
+    assert "best.pt: damaged" in capfd.readouterr().err
+
+
+def test_skipped_images_are_remembered_across_a_resume(small):
+    photos = small.folder / "photos"
+    for name in "abcd":
+        (photos / name).mkdir(parents=True)
+        for number in range(3):
+            cv2.imwrite(str(photos / name / f"{number}.png"), np.full((32, 32, 3), 60 * number, np.uint8))
+    (photos / "a" / "1.png").write_bytes(b"")
+    small.set(data__train="folder", data__options={}, data__root=str(photos), data__on_corrupt="skip")
+    small.set(
+        data__split={"train_identities": 2, "seed": 5}, data__sampler={"name": "shuffle", "batch_size": 4}
+    )
+    small.set(train={"images": 48, "precision": "fp32"}, evaluation={"protocols": [], "every": 0})
+    first = small.train().values["skipped_images"]
+    (small.run / "results.json").unlink()
+    assert small.train().values["skipped_images"] == first
+    assert [p.rpartition("photos/")[2] for p in first] == ["a/1.png"]
+
+
 def test_tensorboard_gets_the_scalars(small):
     small.set(log__tensorboard=True)
     small.train()
@@ -275,6 +349,7 @@ def test_tensorboard_gets_the_scalars(small):
         ({"data__train": "folder", "data__options": {}}, "data.root"),
         ({"data__train": "manifest", "data__options": {}}, "data.manifest"),
         ({"evaluation__protocols": ["reid"]}, "camera"),
+        ({"data__split": {"train_identities": 15}}, "needs two identities"),
         ({"train__precision": "fp16"}, "fp16 needs a CUDA GPU"),
     ],
 )
