@@ -1,8 +1,10 @@
 """Batches from worker processes, in an order that does not depend on them."""
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -216,12 +218,21 @@ def _context() -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Leaves Ctrl-C to the training process and keeps to one core.
+    """Leaves Ctrl-C and a SIGTERM sent to all processes to the training process, and keeps to one core.
 
-    SIGTERM is as PyTorch has set it by now: it ends the worker, whatever handler the training process has.
+    A SIGTERM of the training process itself still ends the worker, at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(0)
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _as_is(chunk: Any) -> Any:

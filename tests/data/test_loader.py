@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -297,3 +298,18 @@ def test_workers_end_with_sigterm_and_with_a_killed_parent(program):
     os.kill(workers[0], signal.SIGTERM)
     assert wait_until(lambda: not alive(workers[0]), 2)
     assert wait_until(lambda: not alive(workers[1]), 15)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal cannot be told here")
+def test_workers_leave_a_sigterm_to_all_processes_to_the_training_process(root):
+    with_workers = loader(root, workers=2, sampler=ShuffleSampler(MANIFEST.labels(), 2))
+    batches = with_workers.epoch(0)
+    next(batches)
+    workers = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    assert len(list(batches)) == 11
+    assert all(worker.is_alive() for worker in workers)
+    for worker in workers:
+        worker.terminate()
+        worker.join(5)
+        assert worker.exitcode == 0
