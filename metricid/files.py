@@ -23,7 +23,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         mode: `"wb"` or `"w"` (UTF-8).
 
     Raises:
-        InputError: the folder cannot be written, or the disk is full.
+        InputError: the file cannot be written, or the disk is full.
     """
     target = Path(path)
     temporary = None
@@ -43,14 +43,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             raise InputError(
                 f"{target}: the disk is full; free some space and run the same command again"
             ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)):
-            raise InputError(
-                f"{target}: cannot be written ({error.strerror}); choose another place"
-            ) from error
-        raise
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
     finally:
         if temporary is not None:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(temporary)
 
 

@@ -42,6 +42,12 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
+@pytest.mark.parametrize("name", ["/proc/zz/x.txt", "n" * 300])
+def test_a_place_that_takes_no_file_is_named(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be written"), atomic_write(tmp_path / name):
+        pass
+
+
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(InputError, match="cannot be written"), atomic_write(tmp_path / "x" / "y"):
