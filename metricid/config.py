@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from metricid.errors import InputError
 
 Problem = tuple[str, str]
+DEVICE = r"^(auto|cpu|mps|cuda(:\d{1,2})?)$"
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -22,7 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Base of all sections: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class SplitConfig(Section):
@@ -77,7 +79,7 @@ class ModelConfig(Section):
     backbone: str = "resnet18"
     pooling: Literal["avg", "gem", "native"] = "avg"
     neck: Literal["none", "bnneck", "linear_bn"] = "bnneck"
-    embedding_dim: Count | None = None
+    embedding_dim: Annotated[int, Field(ge=1, le=65536)] | None = None
     pretrained: bool = False
     weights: str | None = Field(None, description="local weight file for the backbone")
     backbone_options: dict[str, Any] = Field(default_factory=dict)
@@ -87,6 +89,12 @@ class ModelConfig(Section):
     output: Literal["embedding", "features"] = Field(
         "embedding", description="what the trained model gives: after the neck, or before it"
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelConfig":
+        if self.pretrained and self.weights is not None:
+            raise ValueError("give either pretrained: true or weights")
+        return self
 
 
 class OptimConfig(Section):
@@ -100,7 +108,7 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     momentum: Fraction = 0.9
     nesterov: bool = True
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     schedule: Literal["cosine", "poly", "multistep", "constant"] = "cosine"
     warmup: Fraction = Field(0.05, description="share of the training with a linearly rising rate")
     final_lr: Fraction = Field(0.0, description="rate at the end as a multiple of lr (cosine, poly)")
@@ -172,9 +180,9 @@ class LogConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     runs: str = Field("runs", description="folder in which the run folder is made")
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -184,6 +192,16 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+
+    @model_validator(mode="after")
+    def _best_by_a_protocol(self) -> "RunConfig":
+        split = self.data.split
+        if split is not None and split.validation_identities and not self.evaluation.protocols:
+            raise ValueError(
+                "evaluation.protocols needs a protocol to pick the best checkpoint by, "
+                "as data.split.validation_identities asks; name one, or set those to 0"
+            )
+        return self
 
     @property
     def folder(self) -> Path:
@@ -272,8 +290,15 @@ def parse_recipe(
     problems: list[Problem] = []
     config = None
     try:
+        text = json.dumps(values, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{source}: a recipe holds names, numbers, texts and lists, "
+            f"and no part of it holds itself ({error})"
+        ) from error
+    try:
         # JSON mode is strict about types and takes a list for a tuple, as YAML gives it.
-        config = RunConfig.model_validate_json(json.dumps(values, default=str))
+        config = RunConfig.model_validate_json(text)
     except ValidationError as error:
         problems += [_describe(details) for details in error.errors()]
     for check in checks:

@@ -150,3 +150,45 @@ def test_differences_are_dotted_paths():
         "a.b: 1 -> 3",
         "d: None -> 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "path"),
+    [
+        ("optim", {"betas": [0.9, 1.0]}, r"optim\.betas\.1"),
+        ("optim", {"lr": float("inf")}, r"optim\.lr"),
+        ("optim", {"weight_decay": float("nan")}, r"optim\.weight_decay"),
+        ("model", {"embedding_dim": 10**11}, r"model\.embedding_dim"),
+        ("model", {"pretrained": True, "weights": "w.pth"}, "model: give either"),
+    ],
+)
+def test_values_that_cannot_train_are_refused(recipe, section, values, path):
+    recipe[section] = values
+    with pytest.raises(InputError, match=path):
+        parse_recipe(recipe, "r.yaml")
+
+
+def test_a_name_has_a_length_that_a_folder_can_have(recipe):
+    recipe["name"] = "n" * 101
+    with pytest.raises(InputError, match="name: "):
+        parse_recipe(recipe, "r.yaml")
+
+
+@pytest.mark.parametrize("text", ["model: {2020-01-01: 1}", "model: &m {backbone: *m}", "model: &m [*m]"])
+def test_yaml_that_is_no_plain_tree_is_refused(tmp_path, text):
+    file = write(tmp_path, text)
+    with pytest.raises(InputError, match="r.yaml: a recipe holds"):
+        check_recipe(read_recipe(file), "r.yaml")
+
+
+def test_an_empty_objective_is_one_problem(recipe):
+    recipe["objective"] = []
+    with pytest.raises(InputError, match=r"1 problem\n  objective: "):
+        check_recipe(recipe, "r.yaml")
+
+
+def test_validation_identities_need_a_protocol(recipe):
+    recipe["data"]["split"] = {"train_identities": 10, "validation_identities": 2}
+    recipe["evaluation"] = {"protocols": []}
+    with pytest.raises(InputError, match=r"evaluation\.protocols needs a protocol"):
+        check_recipe(recipe, "r.yaml")

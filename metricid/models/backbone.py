@@ -9,15 +9,33 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from metricid.config import expand
 from metricid.errors import InputError
 from metricid.models.weights import first_line, load_weights_file
 
 CLASSIFIERS = ("fc.", "classifier.", "head.fc.", "head.weight", "head.bias", "last_linear.", "logits.")
+# Arguments of timm.create_model that change what comes out, or where the weights come from.
+RESERVED = (
+    "checkpoint_path",
+    "features_only",
+    "global_pool",
+    "in_chans",
+    "num_classes",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)
 
 
 def backbone_problem(name: str) -> str | None:
-    """One line if timm has no such network, with the nearest names; None if it has."""
-    if timm.is_model(name.split(".")[0]):
+    """One line if timm has no such network or weight tag, with the nearest names; None if it has."""
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError:
+            known = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+            return f"{architecture} has no weight tag {tag!r} (known: {', '.join(known) or 'none'})"
         return None
     near = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -47,6 +65,12 @@ def build_backbone(
     problem = backbone_problem(name)
     if problem:
         raise InputError(f"model.backbone: {problem}")
+    for option in RESERVED:
+        if option in (options or {}):
+            raise InputError(
+                f"model.backbone_options: {option} is set by metricid; see model.pooling, "
+                "model.embedding_dim, model.pretrained and model.weights"
+            )
     arguments: dict[str, Any] = {"num_classes": 0, **(options or {})}
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
@@ -54,7 +78,11 @@ def build_backbone(
     if weights is None and not pretrained:
         return _create(name, arguments)
     if weights is not None:
-        state = {k: v for k, v in load_weights_file(weights).items() if not k.startswith(CLASSIFIERS)}
+        state = {
+            k: v
+            for k, v in load_weights_file(expand(weights, "model.weights")).items()
+            if not k.startswith(CLASSIFIERS)
+        }
         arguments.update(
             pretrained=True, pretrained_cfg_overlay={"state_dict": state, "source": "", "num_classes": 0}
         )
@@ -77,7 +105,15 @@ def build_backbone(
 def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, NotImplementedError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        AttributeError,
+        RuntimeError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
         given = {k: v for k, v in arguments.items() if k != "num_classes"}
         raise InputError(
             f"model.backbone: {name} cannot be built with {given} ({first_line(error)})"

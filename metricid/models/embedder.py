@@ -68,6 +68,9 @@ class Embedder(nn.Module):
         pretrained: take timm's weights for the backbone.
         weights: a local weight file for the backbone instead.
 
+    Attributes:
+        channels_last: memory order of what `normalize` gives; set it as that of the weights.
+
     Raises:
         InputError: an unknown backbone, an option it refuses, weights that do not fit.
     """
@@ -100,6 +103,7 @@ class Embedder(nn.Module):
         scale = 255.0 * torch.tensor(config.preprocessing.std)
         shift = 255.0 * torch.tensor(config.preprocessing.mean)
         self.register_buffer("pixel_shift", shift.view(1, 3, 1, 1), persistent=False)
+        self.channels_last = True
         self.register_buffer("pixel_scale", (1.0 / scale).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> EmbedderOutput:
@@ -137,13 +141,14 @@ class Embedder(nn.Module):
         return self.embedding_dim if self.config.output == "embedding" else self.feature_dim
 
     def normalize(self, images: Tensor) -> Tensor:
-        """RGB pixels, uint8 `[B, H, W, 3]`, to the network's float32 input `[B, 3, H, W]` (channels last)."""
+        """RGB pixels, uint8 `[B, H, W, 3]`, to the network's float32 input `[B, 3, H, W]`."""
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"expected uint8 images [B, H, W, 3], got shape {tuple(images.shape)}")
         x = images.permute(0, 3, 1, 2)
         if self.config.preprocessing.color_order == "BGR":
             x = x.flip(1)
-        return (x.float() - self.pixel_shift) * self.pixel_scale
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        return ((x.float() - self.pixel_shift) * self.pixel_scale).contiguous(memory_format=order)
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.pooling is None:
@@ -155,13 +160,19 @@ class Embedder(nn.Module):
         self.eval()
         try:
             pooled = self._pool(torch.zeros(1, 3, *size))
-        except (RuntimeError, AssertionError, ValueError) as error:
+        except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
                 f"data.size: {self.config.backbone} cannot take {size[0]}x{size[1]} images "
                 f"({first_line(error)})"
             ) from error
+        if not isinstance(pooled, Tensor) or pooled.ndim != 2:
+            shape = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
+            raise InputError(
+                f"model.pooling: {self.config.backbone} gives {shape} with pooling {self.config.pooling}, "
+                "not one vector per image; use model.pooling=avg"
+            )
         freeze_unused(self.backbone, pooled)
         self.train()
         return pooled.shape[1]

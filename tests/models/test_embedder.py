@@ -163,6 +163,8 @@ def test_a_weight_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
         ("w.safetensors", b"nonsense", "not a readable weight file"),
         ("w.pth", b"", "readable weight file|damaged"),
         ("w.pth", b"nonsense nonsense", "damaged"),
+        ("w.pth", b"a", "w.pth"),
+        ("w.pth", b"0", "w.pth"),
     ],
 )
 def test_a_damaged_weight_file_is_named(tmp_path, name, content, message):
@@ -208,3 +210,38 @@ def test_a_structure_that_cannot_be_is_named(config, message):
 def test_a_size_that_the_network_cannot_take_is_named():
     with pytest.raises(InputError, match="cannot take 3x3|cannot be built"):
         Embedder(EmbedderConfig("vit_tiny_patch16_224", Preprocessing((3, 3))))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("features_only", True), ("global_pool", ""), ("num_classes", 9), ("in_chans", 1)]
+)
+def test_backbone_options_that_change_the_output_are_refused_by_name(option, value):
+    with pytest.raises(InputError, match=rf"model\.backbone_options: {option}"):
+        Embedder(EmbedderConfig("test_resnet", Preprocessing(SIZE), backbone_options={option: value}))
+
+
+def test_an_unknown_weight_tag_is_named_with_those_that_exist():
+    with pytest.raises(InputError, match=r"no weight tag 'nosuch' \(known: a1_in1k, "):
+        build("resnet18.nosuch")
+
+
+def test_a_backbone_that_gives_no_vector_is_refused(monkeypatch):
+    monkeypatch.setattr(Embedder, "_pool", lambda self, x: self.backbone.forward_features(x))
+    with pytest.raises(InputError, match=r"model\.pooling: test_resnet gives \(1, .*model\.pooling=avg"):
+        build("test_resnet", "native")
+
+
+def test_weights_are_found_below_a_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("METRICID_TEST_WEIGHTS", str(tmp_path))
+    with pytest.raises(InputError, match=f"{tmp_path}/none.pth: no such weight file"):
+        build("test_resnet", weights="$METRICID_TEST_WEIGHTS/none.pth")
+
+
+def test_the_memory_order_of_the_input_is_that_of_the_weights(images):
+    embedder = build("test_resnet", preprocessing=Preprocessing(SIZE, color_order="BGR"))
+    last = embedder.normalize(images)
+    embedder.channels_last = False
+    first = embedder.normalize(images)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert first.is_contiguous()
+    assert_close(first, last)
