@@ -39,10 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = argparse.ArgumentParser(prog=f"metricid {command}", description=COMMANDS[command])
     module.add_arguments(own)
     options = own.parse_args(arguments[1:])
+    rank = os.environ.get("RANK", "0")
+    who = f"metricid {command}" if rank == "0" else f"[rank {rank}] metricid {command}"
     try:
         return module.run(options)
     except InputError as error:
-        print(f"metricid {command}: {error}", file=sys.stderr)
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"metricid {command}: interrupted", file=sys.stderr)
