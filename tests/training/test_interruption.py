@@ -24,7 +24,12 @@ def command(file):
 def start(file):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(file), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(file),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -116,12 +121,12 @@ def test_killed_at_any_moment_and_resumed_it_ends_bit_identical(long):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_polite_signal_saves_and_ends_with_one_clear_line(long, number, code):
-    long.set(checkpoint={"every_epochs": 1000, "every_minutes": None})
+    long.set(checkpoint={"every_epochs": 1000, "every_minutes": None}, data__workers=2)
     process = start(long.write())
     wait_for_step(process, long.run, 20)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal or a cluster does: to the workers as well
     out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, err[-2000:]
     assert out == ""
     assert "Traceback" not in err
     line = err.splitlines()[-1]
