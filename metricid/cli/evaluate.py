@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from metricid.config import (
     EvaluationConfig,
     RunConfig,
     apply_overrides,
+    expand,
     find_recipe,
     read_recipe,
 )
 from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.factory import (
     DISTRACTORS,
+    SYNTHETIC,
     build_splits,
     layout_names,
     layout_options,
@@ -44,7 +47,18 @@ from metricid.training.run_folder import write_json
 from metricid.training.validation import check_columns, flip_text, run_protocols
 
 STORED = (".parquet", ".npy")
-FOR_IMAGES = ("baseline", "layout", "root", "manifest", "option", "flip", "save_embeddings", "overrides")
+FOR_IMAGES = (
+    "baseline",
+    "layout",
+    "root",
+    "manifest",
+    "option",
+    "pairs",
+    "flip",
+    "save_embeddings",
+    "overrides",
+)
+FOR_LAYOUT = ("option", "split", "pairs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", choices=["pixels", "random"], help="no trained model, on a recipe's data"
     )
     parser.add_argument("--layout", help="evaluate on other data: " + ", ".join(layout_names()))
-    parser.add_argument("--root", help="folder or tar file of that data")
-    parser.add_argument("--manifest", help="table of that data, for --layout manifest")
+    parser.add_argument("--root", help="folder or tar file of that data, or where the run's own data is now")
+    parser.add_argument("--manifest", help="table of that data, or where the run's own table is now")
     parser.add_argument(
         "--option",
         action="append",
@@ -78,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--save-embeddings", type=Path, metavar="FILE", help="store them (.parquet or .npy)")
     parser.add_argument("-o", "--output", type=Path, help="folder for results.json and the curves as PNG")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
@@ -95,29 +109,64 @@ class Subject:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluates, prints the table, and writes what was asked for."""
+    _check_targets(options)
     world = start_world(options.device)
     try:
-        results = _evaluate(options, world)
+        results, embeddings = _evaluate(options, world)
     finally:
         stop_world()
     if not world.is_main:
         return 0
     values = {"subject": options.subject, "results": [result.to_json() for result in results]}
+    print(json.dumps(values, indent=2) if options.json else format_table(results), flush=True)
     if options.output is not None:
         write_json(options.output / "results.json", values)
         for result in results:
             plot_result(result, options.output / "curves")
-    print(json.dumps(values, indent=2) if options.json else format_table(results))
+    if embeddings is not None:
+        embeddings.write(options.save_embeddings)
     return 0
 
 
-def _evaluate(options: argparse.Namespace, world: World) -> list[ProtocolResult]:
+def _check_targets(options: argparse.Namespace) -> None:
+    """What is to be written can be written: nobody wants to learn that after an hour of embedding."""
+    file = options.save_embeddings
+    if file is not None and (file.suffix.lower() not in STORED or file.is_dir()):
+        raise InputError(f"--save-embeddings: {file} must be a file whose name ends in .parquet or .npy")
+    for option, folder in (("--output", options.output), ("--save-embeddings", file and file.parent)):
+        if folder is None:
+            continue
+        near = folder.absolute()
+        while not os.path.exists(near):
+            near = near.parent
+        if not (near.is_dir() and os.access(near, os.W_OK)):
+            raise InputError(f"{option}: {near} is no folder that can be written to; choose another place")
+
+
+def _check_data(options: argparse.Namespace, own_layout: str) -> None:
+    """The options that say where the data is fit together."""
+    for name in FOR_LAYOUT:
+        if options.layout is None and getattr(options, name):
+            raise InputError(f"--{name}: is for other data than the run's own; give --layout and --root")
+    layout = options.layout or own_layout
+    if layout in SYNTHETIC and options.root is not None:
+        raise InputError(f"--root: layout {layout} generates its images and takes none")
+    if layout != "manifest" and options.manifest is not None:
+        raise InputError(f"--manifest: is for layout manifest, this is {layout}")
+    if options.layout == "manifest" and options.manifest is None:
+        raise InputError("--manifest: --layout manifest needs the table: --manifest /path/to/table.csv")
+
+
+def _evaluate(options: argparse.Namespace, world: World) -> tuple[list[ProtocolResult], EmbeddingSet | None]:
+    """The results, and the embeddings if they are to be stored."""
     path = Path(options.subject)
     if path.suffix in STORED:
-        return _evaluate_stored(options, path)
+        return _evaluate_stored(options, path), None
     subject = _baseline(options) if options.baseline else _trained(path, options.overrides)
+    _check_data(options, subject.config.data.train)
     data = _changed(subject.config.data, workers=options.workers, on_corrupt=options.on_corrupt)
     if options.layout is None:
+        data = _changed(data, root=options.root, manifest=options.manifest)
         settings = _settings(options, subject.config.evaluation)
         source, table = _own_data(data, settings)
         pairs = None
@@ -143,9 +192,9 @@ def _evaluate(options: argparse.Namespace, world: World) -> list[ProtocolResult]
             workers=workers,
             on_corrupt=data.on_corrupt,
         )
-    if options.save_embeddings is not None and world.is_main:
-        _save(embedded, subject, settings, options.save_embeddings)
-    return run_protocols(embedded, settings, subject=subject.name, how=flip_text(settings), pairs=pairs)
+    how = flip_text(settings)
+    results = run_protocols(embedded, settings, subject=subject.name, how=how, pairs=pairs)
+    return results, None if options.save_embeddings is None else _to_store(embedded, subject, how)
 
 
 def _trained(path: Path, overrides: list[str]) -> Subject:
@@ -224,7 +273,7 @@ def _other_data(options: argparse.Namespace, data: DataConfig) -> tuple[ImageSou
     source, table = open_layout(
         options.layout,
         root=options.root,
-        manifest=options.manifest,
+        manifest=options.manifest and str(expand(options.manifest, "--manifest")),
         options=layout_options(options.layout, options.option),
         max_pixels=data.max_pixels,
         option="--root",
@@ -265,11 +314,11 @@ def _evaluate_stored(options: argparse.Namespace, path: Path) -> list[ProtocolRe
     return run_protocols(Embedded(rows, table, []), settings, subject=path.name, how=how)
 
 
-def _save(embedded: Embedded, subject: Subject, settings: EvaluationConfig, path: Path) -> None:
-    card: dict[str, Any] = {"subject": subject.name, "normalised": False, "how": flip_text(settings)}
+def _to_store(embedded: Embedded, subject: Subject, how: str) -> EmbeddingSet:
+    card: dict[str, Any] = {"subject": subject.name, "normalised": False, "how": how}
     if subject.embedder is not None:
         card["embedder"] = embedder_to_dict(subject.embedder.config)
-    EmbeddingSet(embedded.vectors, embedded.table, card).write(path)
+    return EmbeddingSet(embedded.vectors, embedded.table, card)
 
 
 def _changed(section: Any, **values: Any) -> Any:

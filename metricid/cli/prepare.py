@@ -6,9 +6,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from metricid.config import SplitConfig
+from metricid.config import SplitConfig, expand
 from metricid.data.decode import ImageError
-from metricid.data.factory import DISTRACTORS, layout_names, layout_options, open_layout, split_table
+from metricid.data.factory import (
+    DISTRACTORS,
+    SYNTHETIC,
+    layout_names,
+    layout_options,
+    open_layout,
+    split_table,
+)
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.data.splits import query_gallery
@@ -29,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the layout, such as seed=1",
     )
     parser.add_argument("--train-identities", help="number (600) or share (0.8) of identities that train")
-    parser.add_argument("--min-images", type=int, default=1, help="leave out identities with fewer images")
+    parser.add_argument("--min-images", type=int, help="leave out identities with fewer images")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     parser.add_argument(
         "--query-gallery", action="store_true", help="divide the test images by (identity, camera)"
@@ -42,12 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes all.csv, or train.csv and test.csv, and prints their counts."""
+    layout_given = layout_options(options.layout, options.option)
+    _check_options(options)
     source, table = open_layout(
         options.layout,
         root=options.root,
-        manifest=options.manifest,
-        options=layout_options(options.layout, options.option),
-        option="root",
+        manifest=options.manifest and str(expand(options.manifest, "--manifest")),
+        options=layout_given,
+        option="ROOT",
     )
     if options.decode:
         _decode_all(source, table)
@@ -55,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if options.train_identities is not None:
         split = SplitConfig(
             train_identities=_number(options.train_identities),
-            min_images=options.min_images,
+            min_images=1 if options.min_images is None else options.min_images,
             seed=options.seed,
         )
         distractors = DISTRACTORS.get(options.layout, ())
@@ -73,6 +82,22 @@ def run(options: argparse.Namespace) -> int:
         for name, values in counts.items():
             print(f"{options.output / name}.csv: " + ", ".join(f"{v} {k}" for k, v in values.items()))
     return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    layout = options.layout
+    if layout in SYNTHETIC and options.root is not None:
+        raise InputError(f"ROOT: layout {layout} generates its images and takes none")
+    if layout not in SYNTHETIC and layout != "manifest" and options.root is None:
+        raise InputError(f"ROOT: layout {layout} needs a folder or tar file: metricid prepare {layout} /path")
+    if (layout == "manifest") != (options.manifest is not None):
+        raise InputError("--manifest: layout manifest needs the table, and no other layout takes one")
+    if options.min_images is not None and options.min_images < 1:
+        raise InputError(f"--min-images: must be at least 1, got {options.min_images}")
+    if options.train_identities is None:
+        for option in ("query_gallery", "min_images"):
+            if getattr(options, option):
+                raise InputError(f"--{option.replace('_', '-')}: is part of a split; give --train-identities")
 
 
 def _number(text: str) -> int | float:

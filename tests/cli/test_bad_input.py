@@ -15,6 +15,8 @@ from metricid.cli.main import main
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, embedder_to_dict
 from metricid.training.checkpoint import write_checkpoint
 
+PIXELS = ["evaluate", "quickstart", "--baseline", "pixels"]
+
 
 class Shop:
     """A folder of photos with a recipe beside it."""
@@ -45,10 +47,13 @@ class Shop:
             "evaluation": {"every": 0},
         }
 
-    def train(self, *overrides):
+    def recipe(self):
         file = self.folder / "shop.yaml"
         file.write_text(yaml.safe_dump(self.values))
-        return main(["train", str(file), *overrides])
+        return str(file)
+
+    def train(self, *overrides):
+        return main(["train", self.recipe(), *overrides])
 
     @property
     def run(self):
@@ -97,6 +102,7 @@ def test_a_moved_data_set_is_evaluated_from_its_new_place(shop, refused, capfd):
     capfd.readouterr()
     refused(main(["evaluate", str(shop.run)]), "photos: does not exist", run_folder=True)
     assert main(["evaluate", str(shop.run), f"data.root={moved}"]) == 0
+    assert main(["evaluate", str(shop.run), "--root", str(moved)]) == 0
 
 
 def test_a_wrong_path(shop, refused):
@@ -126,7 +132,7 @@ def test_bad_images_can_be_skipped_and_are_counted(shop, capfd):
     (shop.photos / "ann" / "1.jpg").write_bytes(b"")
     (shop.photos / "bob" / "2.jpg").write_text("text")
     (shop.photos / "lee" / "2.jpg").write_bytes((shop.photos / "lee" / "2.jpg").read_bytes()[:300])
-    assert shop.train("data.on_corrupt=skip", "data.split.train_identities=4", "train.images=60") == 0
+    assert shop.train("data.on_corrupt=skip", "train.images=60") == 0
     out = capfd.readouterr().out
     assert "could not be read" in out or "left out" in out
 
@@ -250,10 +256,47 @@ def test_several_mistakes_at_once(shop, refused):
         (["evaluate", "none.parquet", "--layout", "folder"], ["--layout is for images"]),
         (["prepare", "foldr", "/no/place", "-o", "x"], ["did you mean 'folder'"]),
         (["prepare", "synthetic_faces", "-o", "x", "--train-identities", "most"], ["--train-identities"]),
+        (["prepare", "synthetic_faces", "-o", "x", "--query-gallery"], ["give --train-identities"]),
+        (["prepare", "synthetic_faces", "-o", "x", "--min-images", "2"], ["give --train-identities"]),
+        (["prepare", "synthetic_faces", "-o", "x", "--min-images", "0"], ["--min-images: must be"]),
+        (["prepare", "synthetic_faces", "/here", "-o", "x"], ["ROOT", "takes none"]),
+        (["prepare", "folder", "-o", "x"], ["ROOT: layout folder needs"]),
+        (["prepare", "manifest", "-o", "x"], ["--manifest: layout manifest needs the table"]),
+        ([*PIXELS, "--layout", "synthetic_faces", "--root", "/here"], ["--root", "takes none"]),
+        ([*PIXELS, "--root", "/here"], ["--root", "takes none"]),
+        ([*PIXELS, "--layout", "manifest"], ["--manifest: --layout manifest needs"]),
+        ([*PIXELS, "--split", "test"], ["--split: ", "--layout"]),
+        ([*PIXELS, "--pairs", "pairs.txt"], ["--pairs: ", "--layout"]),
+        ([*PIXELS, "--option", "seed=1"], ["--option: ", "--layout"]),
+        ([*PIXELS, "--device", "gpu"], ["device: 'gpu' is none of"]),
+        ([*PIXELS, "--save-embeddings", "x.csv"], ["--save-embeddings: x.csv", ".parquet or .npy"]),
+        ([*PIXELS, "-o", "/dev/null/x"], ["--output: /dev/null is no folder"]),
     ],
 )
 def test_evaluate_and_prepare_refuse_in_one_line(refused, arguments, words):
     refused(main(arguments), *words)
+
+
+def test_a_precision_that_does_not_exist_is_refused(capfd):
+    with pytest.raises(SystemExit) as ended:
+        main([*PIXELS, "--precision", "half"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'half'" in capfd.readouterr().err
+
+
+def test_results_are_printed_before_a_file_that_fails(shop, capfd):
+    place = shop.folder / "out"
+    (place / "results.json").mkdir(parents=True)
+    assert main(["evaluate", shop.recipe(), "--baseline", "pixels", "-o", str(place)]) == 2
+    out, err = capfd.readouterr()
+    assert "rank-1" in out
+    assert "results.json: cannot be written" in err
+
+
+def test_another_rank_says_which_one_it_is(monkeypatch, capfd):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "nowhere"]) == 2
+    assert capfd.readouterr().err.startswith("[rank 1] metricid train: nowhere")
 
 
 def test_prepare_names_unreadable_images_and_writes_nothing(shop, refused):
