@@ -220,17 +220,17 @@ def _context() -> Any:
 def _start_worker(worker: int) -> None:
     """Leaves Ctrl-C and a SIGTERM sent to all processes to the training process, and keeps to one core.
 
-    A SIGTERM of the training process itself still ends the worker, at once.
+    A SIGTERM of the training process itself, or after its end, still ends the worker at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)
 
 
-def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent == os.getppid():
         pass
     os._exit(0)
 

@@ -42,7 +42,7 @@ def pick_precision(setting: str, device: torch.device) -> Precision:
             setting = "fp32"
     if setting == "fp16" and device.type != "cuda":
         raise InputError(
-            f"train.precision: fp16 needs a CUDA GPU, this run is on {device.type}; use bf16, fp32 or auto"
+            f"precision: fp16 needs a CUDA GPU, this run is on {device.type}; use bf16, fp32 or auto"
         )
     return Precision(setting, device.type)
 
