@@ -39,6 +39,7 @@ def hair_colour(dice: Dice) -> Colour:
 
 
 def choose_hair(dice: Dice) -> Hair:
+    """Colour, outline, hairline and length of one identity's hair."""
     colour = hair_colour(dice)
     outline = dice.pick(
         ("smooth", "tall", "spiky", "curly", "afro", "flat", "mohawk", "bun", "buzz", "bald"),
