@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,14 +218,27 @@ def _context() -> Any:
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Holds signals back, also in the processes started meanwhile: they begin with a default handler."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
     """Leaves Ctrl-C and a SIGTERM sent to all processes to the training process, and keeps to one core.
 
     A SIGTERM of the training process itself, or after its end, still ends the worker at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if hasattr(signal, "sigwaitinfo"):  # SIGTERM stays held, as it was when this process began
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)
 
@@ -248,7 +262,8 @@ def _lost_worker(message: str) -> bool:
 
 def _chunks(loader: DataLoader[Any]) -> Iterator[Chunk]:
     """Chunks in order; errors of the user's come as themselves, without the worker's traceback."""
-    stream, chunk = iter(loader), None
+    with _signals_held():
+        stream, chunk = iter(loader), None
     try:
         while True:
             try:

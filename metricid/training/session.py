@@ -147,8 +147,9 @@ def _locked(folder: Path, world: World) -> Iterator[None]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock: forked loader processes would hold it on for a moment after this process is killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             raise InputError(
                 f"{folder}: another process is training here; wait for it or give name=..."
             ) from error

@@ -11,6 +11,7 @@ import pytest
 import torch
 from image_files import encoded, picture
 
+from metricid.data import loader as loader_module
 from metricid.data.dataset import ImageDataset
 from metricid.data.decode import ImageError
 from metricid.data.loader import Loader, iterate_images
@@ -313,3 +314,18 @@ def test_workers_leave_a_sigterm_to_all_processes_to_the_training_process(root):
         worker.terminate()
         worker.join(5)
         assert worker.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be held back here")
+def test_signals_that_come_while_workers_start_are_left_to_the_training_process(root, monkeypatch):
+    start = loader_module._start_worker
+
+    def signalled_start(worker):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        start(worker)
+
+    monkeypatch.setattr(loader_module, "_start_worker", signalled_start)
+    with_workers = loader(root, workers=2, sampler=ShuffleSampler(MANIFEST.labels(), 2))
+    assert len(list(with_workers.epoch(0))) == 12
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()

@@ -1,6 +1,10 @@
 """Whole runs: what they leave behind, and what happens when something goes wrong."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -245,14 +249,28 @@ def test_what_a_killed_process_was_writing_is_removed(small):
     assert not list(small.run.rglob(".*.tmp"))
 
 
-def test_a_second_process_in_the_same_folder_is_kept_out(small):
-    import fcntl
+LOCKS = """
+import fcntl, os, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+if child := os.fork():
+    print(child, flush=True)
+sys.stdin.read()
+"""
 
+
+def test_a_second_process_in_the_same_folder_is_kept_out_until_the_first_is_killed(small):
     small.run.mkdir(parents=True)
-    with open(small.run / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    program = [sys.executable, "-c", LOCKS, str(small.run / ".lock")]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
         with pytest.raises(InputError, match="another process is training here"):
             small.train()
+        process.kill()
+        process.wait()
+        os.kill(child, 0)  # what it started lives on, as loader processes do for a moment
+        small.train()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_an_overflow_of_scaled_gradients_is_no_non_finite_loss_until_the_scale_is_spent(small, monkeypatch):
