@@ -6,10 +6,11 @@ Three loops over the same backbone, optimiser, precision and batch size, measure
 - metricid: the trainer's own loop over JPEG files in a tar (decode, augment, workers, loss, clipping, log);
 - plain: what one writes by hand: torchvision's ImageFolder with PIL, a DataLoader, a PyTorch loop.
 
-Each is measured several times in alternation; the medians are compared.
+The three take turns; a ratio is the median of the ratios of the rounds, so that a machine that slows down
+for a while slows both sides of it.
 
     python benchmarks/training.py                     # 112x112 JPEGs, resnet18, softmax
-    python benchmarks/training.py --steps 40 --repeats 5 --precision fp32
+    python benchmarks/training.py --steps 40 --repeats 9 --precision fp32
 """
 
 import argparse
@@ -120,9 +121,9 @@ def metricid_loop(run: Run, folder: Path) -> Callable[[int], float]:
     device, batch = run.world.device, run.loader.sampler.batch_size
 
     def measure(steps: int) -> float:
-        trainer = Trainer(run, folder)  # continues from the checkpoint of the repeat before
-        done = 0 if not trainer.store.steps() else int(trainer.store.steps()[0].stem.split("-")[1])
-        trainer.total_steps = done + 4 + steps
+        trainer = Trainer(run, folder)
+        trainer.resume()  # from the end of the repeat before
+        trainer.total_steps = trainer.position.step + 4 + steps
         starts: list[float] = []
         step = trainer._step
 
@@ -199,8 +200,8 @@ def main() -> None:
     )
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--augment", default="face", choices=["face", "plain"])
     parser.add_argument("--device", default="auto")
@@ -225,8 +226,10 @@ def main() -> None:
                 speeds[name].append(measure(options.steps))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     ratios = {
-        "metricid / bare": medians["metricid"] / medians["bare"],
-        "metricid / plain": medians["metricid"] / medians["plain"],
+        f"metricid / {other}": statistics.median(
+            ours / theirs for ours, theirs in zip(speeds["metricid"], speeds[other], strict=True)
+        )
+        for other in ("bare", "plain")
     }
     cpu = f"CPU, {torch.get_num_threads()} threads"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
