@@ -16,6 +16,7 @@ KEY = "path"
 IDENTITY = "identity"
 _ROWS = 4096  # rows whose norms are taken at a time; a float64 copy of everything would be wasteful
 _SHOWN = 3
+_NOTHING = (None, "unknown")
 
 Vectors = NDArray[np.float32]
 
@@ -170,8 +171,9 @@ class Store(Protocol):
         ...
 
     def stats(self) -> dict[str, Any]:
-        """`kind`, `rows`, `dimension`, `model`, `disk_bytes`, `memory_bytes` and `recall`, None where unknown,
-        and what else the store knows of itself.
+        """`kind`, `rows`, `dimension`, `model`, `disk_bytes`, `memory_bytes`, `recall` and what else is known.
+
+        None stands for what the store cannot tell.
         """
         ...
 
@@ -301,30 +303,32 @@ def check_same_model(card: Mapping[str, Any], other: Mapping[str, Any], name: st
     """
     ours, theirs = _facts(card), _facts(other)
     for fact in ours | theirs:
-        if ours.get(fact) != theirs.get(fact):
+        here, there = ours.get(fact, _NOTHING), theirs.get(fact, _NOTHING)
+        if here[0] != there[0]:
             raise InputError(
-                f"{other_name} does not fit {name}: {fact} {_shown(theirs.get(fact))} there, "
-                f"{_shown(ours.get(fact))} in the index; use one model, or build a new index"
+                f"{other_name} does not fit {name}: {fact} is {there[1]} there, {here[1]} in the index; "
+                "use the model of the index, or build a new index"
             )
 
 
-def _facts(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree, the plainest reason first."""
+def _facts(card: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """What must agree, the plainest reason first, each with the text for a message."""
     model = card.get("model")
     if not isinstance(model, Mapping):
-        return {"dimension": card.get("dimension"), "model": model}
+        return {"dimension": _fact(card.get("dimension")), "model": _fact(model)}
+    fingerprint = model.get("fingerprint")
     return {
-        "dimension": model.get("dimension", card.get("dimension")),
-        "preprocessing": model.get("preprocessing"),
-        "model": f"{model.get('name')} {str(model.get('fingerprint'))[:16]}",
-        "flip": bool(card.get("flip", False)),
+        "dimension": _fact(model.get("dimension")),
+        "preprocessing": _fact(model.get("preprocessing")),
+        "model": (fingerprint, f"{model.get('name')} (fingerprint {str(fingerprint)[:12]})"),
+        "flip": _fact(bool(card.get("flip"))),
     }
 
 
-def _shown(value: Any) -> str:
+def _fact(value: Any) -> tuple[Any, str]:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {item}" for name, item in value.items()) + "}"
-    return "unknown" if value is None else str(value)
+        return value, ", ".join(f"{name} {item}" for name, item in value.items())
+    return value, "unknown" if value is None else str(value)
 
 
 def missing_keys(missing: Sequence[str]) -> InputError:
