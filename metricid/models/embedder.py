@@ -148,7 +148,7 @@ class Embedder(nn.Module):
         if self.config.preprocessing.color_order == "BGR":
             x = x.flip(1)
         order = torch.channels_last if self.channels_last else torch.contiguous_format
-        return ((x.float() - self.pixel_shift) * self.pixel_scale).contiguous(memory_format=order)
+        return x.float().sub_(self.pixel_shift).mul_(self.pixel_scale).contiguous(memory_format=order)
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.pooling is None:

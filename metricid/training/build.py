@@ -10,7 +10,7 @@ import torch
 from metricid.config import Problem, RunConfig, parse_recipe
 from metricid.data.dataset import ImageDataset
 from metricid.data.factory import Splits, build_splits, data_problems, pick_workers
-from metricid.data.loader import Loader
+from metricid.data.loader import Loader, pick_niceness
 from metricid.data.samplers import SAMPLERS
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
@@ -118,6 +118,7 @@ def build_run(config: RunConfig, world: World) -> Run:
         workers=pick_workers(config.data.workers, world.size),
         prefetch=config.data.prefetch,
         pin_memory=world.device.type == "cuda",
+        niceness=pick_niceness(world.device),
     )
     embedder = build_embedder(config)
     try:
