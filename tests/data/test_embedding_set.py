@@ -150,10 +150,13 @@ def test_a_table_of_the_users_is_not_replaced(tmp_path):
 
 def test_foreign_files_are_refused(tmp_path):
     some().table.write(tmp_path / "m.parquet")
-    refused(tmp_path / "m.parquet", "has no column 'embedding' of float32 lists")
+    refused(tmp_path / "m.parquet", "has no column 'embedding' of float32 or float16 lists")
     table = some().table.table
     lists = pa.array([[1.0, 2.0]] * 3 + [None], pa.list_(pa.float32(), 2))
-    pyarrow.parquet.write_table(table.append_column("embedding", lists), tmp_path / "n.parquet")
+    pyarrow.parquet.write_table(
+        table.append_column("embedding", lists).replace_schema_metadata({b"metricid": b"{}"}),
+        tmp_path / "n.parquet",
+    )
     refused(tmp_path / "n.parquet", "1 rows have no embedding")
     nan = pa.array([[1.0, 2.0]] * 3 + [[1.0, float("nan")]], pa.list_(pa.float32(), 2))
     pyarrow.parquet.write_table(
