@@ -171,7 +171,7 @@ class Store(Protocol):
         ...
 
     def stats(self) -> dict[str, Any]:
-        """`kind`, `rows`, `dimension`, `model`, `disk_bytes`, `memory_bytes`, `recall` and what else is known.
+        """`kind`, `rows`, `dimension`, `model`, `disk_bytes`, `memory_bytes`, `recall`, and more if known.
 
         None stands for what the store cannot tell.
         """
@@ -182,13 +182,16 @@ class Store(Protocol):
         ...
 
 
-def check_vectors(vectors: Any, dimension: int | None = None, name: str = "vectors") -> Vectors:
+def check_vectors(
+    vectors: Any, dimension: int | None = None, name: str = "vectors", first: int = 0
+) -> Vectors:
     """Vectors scaled to length 1, or one line about what is wrong with them.
 
     Args:
         vectors: [N, D] float32.
         dimension: the width they must have; any if None.
         name: how messages call them; rows are counted from 0.
+        first: number of the first row, if these are a part.
 
     Returns:
         [N, D] float32, C-contiguous, a copy.
@@ -213,14 +216,14 @@ def check_vectors(vectors: Any, dimension: int | None = None, name: str = "vecto
         if len(wrong):
             what = "is the zero vector" if norm[wrong[0]] == 0 else "holds NaN or infinity"
             raise InputError(
-                f"{name}: row {start + wrong[0]} (counted from 0) {what}; "
+                f"{name}: row {first + start + wrong[0]} (counted from 0) {what}; "
                 "the model diverged or the file is damaged: embed again"
             )
         np.divide(part, norm[:, None], out=unit[start : start + _ROWS], casting="same_kind")
     return unit
 
 
-def check_keys(keys: Sequence[str], name: str = "rows") -> list[str]:
+def check_keys(keys: Sequence[str], name: str = "rows", first: int = 0) -> list[str]:
     """The keys as a list of distinct, non-empty texts.
 
     Raises:
@@ -228,18 +231,20 @@ def check_keys(keys: Sequence[str], name: str = "rows") -> list[str]:
     """
     found = list(keys)
     seen: dict[str, int] = {}
-    for row, key in enumerate(found):
+    for row, key in enumerate(found, first):
         if not isinstance(key, str) or not key.strip():
             raise InputError(
                 f"{name}: row {row} (counted from 0) has no {KEY}; each row needs one as its key"
             )
-        first = seen.setdefault(key, row)
-        if first != row:
-            raise InputError(f"{name}: rows {first} and {row} (counted from 0) have the same {KEY} {key!r}")
+        before = seen.setdefault(key, row)
+        if before != row:
+            raise InputError(f"{name}: rows {before} and {row} (counted from 0) have the same {KEY} {key!r}")
     return found
 
 
-def check_rows(keys: Sequence[str], count: int, rows: pa.Table, name: str = "rows") -> pa.Table:
+def check_rows(
+    keys: Sequence[str], count: int, rows: pa.Table, name: str = "rows", first: int = 0
+) -> pa.Table:
     """The rows with their keys as the first column, one chunk per column.
 
     Args:
@@ -247,6 +252,7 @@ def check_rows(keys: Sequence[str], count: int, rows: pa.Table, name: str = "row
         count: how many vectors there are.
         rows: text columns and float columns.
         name: how messages call the rows.
+        first: number of the first row, if these are a part.
 
     Returns:
         N rows, column `path` first; text without nulls.
@@ -254,7 +260,7 @@ def check_rows(keys: Sequence[str], count: int, rows: pa.Table, name: str = "row
     Raises:
         InputError: counts differ, keys repeat, `path` differs from the keys, or a column is of another type.
     """
-    keys = check_keys(keys, name)
+    keys = check_keys(keys, name, first)
     if not len(keys) == count == len(rows):
         raise InputError(f"{name}: {len(keys)} keys, {count} vectors and {len(rows)} rows must be as many")
     if KEY in rows.column_names and rows[KEY].to_pylist() != keys:

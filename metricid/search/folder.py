@@ -1,0 +1,188 @@
+"""The files of an index: written as a new generation, put in force by one rename, checked when read."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from metricid.errors import InputError
+from metricid.files import atomic_write
+from metricid.search.kinds import KINDS, VectorIndex, faiss
+
+CARD = "card.json"
+LOCK = "lock"
+FORMAT = 1
+CHECKED_BYTES = 2**30  # larger files are checked by size unless asked for: reading them takes seconds
+_OURS = re.compile(r"(vectors-\d+\.faiss|rows-\d+\.parquet)$|\.(vectors-|rows-|card\.json).*\.tmp$")
+_TRIES = 5  # a reader that loses its files to a writer starts again
+_held: set[Path] = set()  # locks of fcntl do not exclude threads of one process
+_guard = threading.Lock()
+
+
+@contextmanager
+def write_lock(folder: Path) -> Iterator[None]:
+    """Makes this thread the only writer of the folder.
+
+    Raises:
+        InputError: another one is writing.
+    """
+    place = folder.resolve()
+    with _guard:
+        if place in _held:
+            raise _busy(folder, os.getpid())
+        _held.add(place)
+    try:
+        try:
+            file = (folder / LOCK).open("a+")
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise _busy(folder, file.read().strip() or "unknown") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+    finally:
+        with _guard:
+            _held.discard(place)
+
+
+def _busy(folder: Path, process: int | str) -> InputError:
+    return InputError(f"{folder}: process {process} is changing this index; try again when it is done")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of an index.
+
+    Raises:
+        InputError: no index, or a card that cannot be understood.
+    """
+    file = folder / CARD
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder}: is no index (it has no {CARD}); make one with search build") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); build the index again") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        version = card.get("format") if isinstance(card, dict) else None
+        raise InputError(f"{file}: has format {version}, this metricid reads {FORMAT}")
+    if card.get("kind") not in KINDS or set(card.get("files", ())) != {"vectors", "rows"}:
+        raise InputError(f"{file}: is not the card of an index; build the index again")
+    return card
+
+
+def load(folder: Path, mapped: bool, verify: bool) -> tuple[dict[str, Any], VectorIndex, pa.Table]:
+    """The generation in force: card, vectors, rows.
+
+    Args:
+        folder: of the index.
+        mapped: leave the vectors on the disk until they are needed.
+        verify: compare the checksum of the vectors however large they are.
+
+    Raises:
+        InputError: a file is missing, cut off, damaged, or does not belong to the others.
+    """
+    for _ in range(_TRIES):
+        card = read_card(folder)
+        try:
+            return card, _load_vectors(folder, card, mapped, verify), _load_rows(folder, card)
+        except FileNotFoundError as error:
+            missing = error
+            if read_card(folder)["generation"] == card["generation"]:
+                break
+    raise InputError(f"{missing.filename}: is missing; build the index again")
+
+
+def _load_vectors(folder: Path, card: dict[str, Any], mapped: bool, verify: bool) -> VectorIndex:
+    told = card["files"]["vectors"]
+    file = folder / told["name"]
+    size = file.stat().st_size
+    if size != told["bytes"]:
+        raise InputError(
+            f"{file}: has {size} bytes, the card says {told['bytes']}: cut off or replaced; "
+            "build the index again"
+        )
+    if (verify or size <= CHECKED_BYTES) and checksum(file) != told["sha256"]:
+        raise InputError(f"{file}: is damaged (its checksum differs from the card's); build the index again")
+    index = VectorIndex.load(card["kind"], file, mapped)
+    if (len(index), index.dimension) != (card["rows"], card["dimension"]):
+        raise InputError(
+            f"{file}: holds {len(index)} vectors of {index.dimension}, "
+            f"the card says {card['rows']} of {card['dimension']}; build the index again"
+        )
+    return index
+
+
+def _load_rows(folder: Path, card: dict[str, Any]) -> pa.Table:
+    told = card["files"]["rows"]
+    file = folder / told["name"]
+    content = file.read_bytes()
+    try:
+        table = pyarrow.parquet.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: is cut off or damaged ({reason}); build the index again") from None
+    if len(table) != card["rows"]:
+        raise InputError(f"{file}: has {len(table)} rows for {card['rows']} vectors; build the index again")
+    if hashlib.sha256(content).hexdigest() != told["sha256"]:
+        raise InputError(f"{file}: was changed (its checksum differs from the card's); build the index again")
+    return table.combine_chunks()
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def names(generation: int) -> tuple[str, str]:
+    """The vector file and the row file of a generation."""
+    return f"vectors-{generation}.faiss", f"rows-{generation}.parquet"
+
+
+def write_vectors(index: VectorIndex, file: IO[bytes]) -> None:
+    """Writes the FAISS index to an open file."""
+    faiss.write_index(index.index, faiss.PyCallbackIOWriter(file.write, 1 << 20))
+
+
+def commit(folder: Path, card: dict[str, Any]) -> None:
+    """Puts the generation of the card in force, whose two files are there, and deletes all others."""
+    files = dict(zip(("vectors", "rows"), names(card["generation"]), strict=True))
+    described = {
+        part: {"name": name, "bytes": (folder / name).stat().st_size, "sha256": checksum(folder / name)}
+        for part, name in files.items()
+    }
+    with atomic_write(folder / CARD, "w") as file:
+        json.dump({"format": FORMAT, **card, "files": described}, file, indent=2, allow_nan=False)
+        file.write("\n")
+    sweep(folder, set(files.values()))
+
+
+def sweep(folder: Path, keep: set[str]) -> None:
+    """Deletes what belongs to no generation in force: older ones, and what a killed writer left.
+
+    Only the holder of the lock may call it.
+    """
+    for file in folder.iterdir():
+        if _OURS.search(file.name) and file.name not in keep:
+            with suppress(FileNotFoundError):
+                file.unlink()
+
+
+def only_leftovers(folder: Path) -> bool:
+    """The folder holds nothing but what an interrupted build leaves."""
+    return all(file.name == LOCK or _OURS.search(file.name) for file in folder.iterdir())
