@@ -245,13 +245,32 @@ def any_rank(flag: bool, world: World) -> bool:
     return bool(value.item())
 
 
+class Interrupted(Exception):
+    """A rank has left what all ranks were doing together."""
+
+
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """The value of every rank, in rank order, on every rank."""
-    if not world.distributed:
-        return [value]
-    values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value)
+    """The value of every rank, in rank order, on every rank.
+
+    Raises:
+        Interrupted: a rank has called `interrupt` instead.
+    """
+    values: list[Any] = [value] * world.size
+    if world.distributed:
+        dist.all_gather_object(values, value)
+    for found in values:
+        if isinstance(found, Interrupted):
+            raise found
     return values
+
+
+def interrupt(world: World) -> None:
+    """Leaves joint work ahead of its `gather_objects`, at which the other ranks leave it as well.
+
+    Raises:
+        Interrupted: always.
+    """
+    gather_objects(Interrupted(), world)
 
 
 def barrier(world: World) -> None:

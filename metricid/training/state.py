@@ -19,6 +19,7 @@ class Position:
     best: float | None = None
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
+    validation_due: bool = False
 
 
 @dataclass

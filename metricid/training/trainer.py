@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from metricid.data.loader import Batch
 from metricid.errors import InputError
-from metricid.losses.objective import Objective, ObjectiveOutput
-from metricid.models.embedder import Embedder, embedder_to_dict
+from metricid.models.embedder import embedder_to_dict
 from metricid.training.build import Run
 from metricid.training.checkpoint import (
     CheckpointStore,
@@ -28,40 +27,20 @@ from metricid.training.checkpoint import (
     write_checkpoint,
 )
 from metricid.training.distributed import (
+    Interrupted,
     any_rank,
     barrier,
     gather_batch,
     gather_objects,
     share_buffers,
-    wrap_ddp,
 )
 from metricid.training.loggers import JsonlLog, Progress, TensorBoardLog
+from metricid.training.module import build_module, check_compiler
 from metricid.training.optim import WeightAverage, set_learning_rate
-from metricid.training.precision import Precision
 from metricid.training.run_folder import changed_options
 from metricid.training.signals import Stopped, StopRequest
 from metricid.training.state import Position, Window
 from metricid.training.validation import evaluate_model
-
-
-class TrainingModule(nn.Module):
-    """Embedder and objective as one module, so that gradients of both are averaged over ranks alike."""
-
-    def __init__(self, embedder: Embedder, objective: Objective, precision: Precision, distributed: bool):
-        super().__init__()
-        self.embedder = embedder
-        self.objective = objective
-        self.precision = precision
-        self.gather = gather_batch if distributed else None
-
-    def forward(
-        self, images: Tensor, labels: Tensor, progress: float
-    ) -> tuple[ObjectiveOutput, Tensor, Tensor]:
-        """The objective of a batch, with the features and embeddings it was computed from."""
-        with self.precision.autocast():
-            features, embedding = self.embedder(images)
-            output = self.objective(features, embedding, labels, progress, self.gather)
-        return output, features.detach(), embedding.detach()
 
 
 class Trainer:
@@ -70,6 +49,9 @@ class Trainer:
     Args:
         run: the parts.
         folder: the run folder.
+
+    Raises:
+        InputError: `train.compile` where there is no compiler.
     """
 
     def __init__(self, run: Run, folder: Path):
@@ -77,6 +59,8 @@ class Trainer:
         self.config = run.config
         self.world = run.world
         self.folder = folder
+        if self.config.train.compile:
+            check_compiler(run.world.device)
         self.store = CheckpointStore(folder / "checkpoints", self.config.checkpoint.keep)
         self.position = Position()
         self.average = WeightAverage(run.embedder, self.config.train.ema) if self.config.train.ema else None
@@ -97,7 +81,7 @@ class Trainer:
         """
         self.log = JsonlLog(self.folder / "log.jsonl", self._log_position) if self.world.is_main else None
         self.board = self._open_tensorboard()
-        self.module = self._wrap()
+        self.module = build_module(self.run)
         self.progress = Progress(self.total_steps, self.position.step, self.world.is_main)
         with self.stop:
             try:
@@ -114,6 +98,8 @@ class Trainer:
         batches = self._batches()
         saved_at, saved_time = position.step, time.monotonic()
         window = Window()
+        if position.validation_due:  # a signal had cut it short
+            self._pause(window, save=True)
         while position.step < self.total_steps:
             began = time.perf_counter()
             epoch_before = position.epoch
@@ -140,24 +126,40 @@ class Trainer:
             crossed = position.epoch - epoch_before
             every = config.evaluation.every
             if every and (finished or (crossed and position.epoch % every == 0)):
-                paused = time.perf_counter()
-                self._validate()
-                window.started += time.perf_counter() - paused
-
-            stop = any_rank(self.stop.number is not None, self.world)
+                position.validation_due = True
             due = self._checkpoint_due(crossed, position.step - saved_at, time.monotonic() - saved_time)
-            if finished or stop or due:
-                paused = time.perf_counter()
-                path = self._save()
-                window.started += time.perf_counter() - paused
+            if self._pause(window, save=finished or due):
                 saved_at, saved_time = position.step, time.monotonic()
-                if stop and not finished:
-                    number = self.stop.number or signal.SIGTERM
-                    raise Stopped(
-                        f"stopped by {signal.Signals(number).name} after step {position.step} of "
-                        f"{self.total_steps}; the state is in {path}; the same command continues",
-                        number,
-                    )
+
+    def _pause(self, window: Window, *, save: bool) -> bool:
+        """What happens between steps: a validation if due, then the checkpoint, then the end if asked for.
+
+        Args:
+            window: does not count the time that this takes.
+            save: write the state in any case.
+
+        Returns:
+            Whether the state was written.
+
+        Raises:
+            Stopped: SIGTERM or Ctrl-C; the state is saved, with the validation still due if it was cut short.
+        """
+        paused = time.perf_counter()
+        position = self.position
+        if position.validation_due:
+            self._validate()
+        stop = any_rank(self.stop.number is not None, self.world)
+        if save or stop:
+            path = self._save()
+            if stop:
+                number = self.stop.number or signal.SIGTERM
+                raise Stopped(
+                    f"stopped by {signal.Signals(number).name} after step {position.step} of "
+                    f"{self.total_steps}; the state is in {path}; the same command continues",
+                    number,
+                )
+        window.started += time.perf_counter() - paused
+        return save
 
     def _step(self, micro: list[Batch], window: Window, images: int) -> None:
         """One optimiser step on one or more batches; nothing is changed if the loss is not finite."""
@@ -259,21 +261,28 @@ class Trainer:
         return f"{detail} | {speed:.0f} img/s, waiting {wait:.0%}"
 
     def _validate(self) -> None:
+        """Measures the model and keeps it if it is the best; a stop request leaves all as it was before."""
         validation = self.run.splits.validation
         if validation is None:
+            self.position.validation_due = False
             return
         embedder = self.average.model if self.average is not None else self.run.embedder
         if not self.config.train.sync_batchnorm:
             share_buffers(embedder, self.world)
-        results = evaluate_model(
-            embedder,
-            self.run.splits.source,
-            validation,
-            self.config.data,
-            self.config.evaluation,
-            self.world,
-            self.run.precision,
-        )
+        try:
+            results = evaluate_model(
+                embedder,
+                self.run.splits.source,
+                validation,
+                self.config.data,
+                self.config.evaluation,
+                self.world,
+                self.run.precision,
+                stop=lambda: self.stop.number is not None,
+            )
+        except Interrupted:
+            return
+        self.position.validation_due = False
         name = self.config.evaluation.best
         value = results[0].metrics[name]
         self._write_log(
@@ -377,17 +386,6 @@ class Trainer:
         self._skipped_before = state["skipped_images"]
         self._log_position = state["log_position"]
         self.say(f"resuming {self.folder} from step {self.position.step} of {self.total_steps}")
-
-    def _wrap(self) -> nn.Module:
-        run, train = self.run, self.config.train
-        if train.compile:
-            run.embedder.compile()
-        run.embedder.train()
-        run.objective.train()
-        module = TrainingModule(run.embedder, run.objective, run.precision, self.world.distributed)
-        if not self.world.distributed:
-            return module
-        return wrap_ddp(module, self.world.device, sync_buffers=not train.sync_batchnorm)
 
     def _gather(self) -> Any:
         return gather_batch if self.world.distributed else None

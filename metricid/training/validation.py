@@ -1,11 +1,12 @@
 """Protocols run on the embeddings of a model."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from metricid.config import DataConfig, EvaluationConfig
 from metricid.data.factory import pick_workers
@@ -15,7 +16,7 @@ from metricid.data.sources import ImageSource
 from metricid.errors import InputError
 from metricid.evaluation import NEEDED, PROTOCOLS, ProtocolResult
 from metricid.models.embedder import Embedder
-from metricid.training.distributed import World
+from metricid.training.distributed import World, interrupt
 from metricid.training.embedding import Embedded, embed_images, pixel_vectors
 from metricid.training.precision import Precision
 
@@ -43,6 +44,21 @@ def check_columns(protocols: Sequence[str], table: Manifest) -> None:
             )
 
 
+class _Stoppable:
+    """An embedder that leaves the evaluation before the next batch once `stop` says so."""
+
+    def __init__(self, embedder: Embedder, stop: Callable[[], bool], world: World):
+        self._embedder, self._stop, self._world = embedder, stop, world
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._embedder, name)
+
+    def embed(self, images: Tensor, *, flip: bool = False) -> Tensor:
+        if self._stop():
+            interrupt(self._world)
+        return self._embedder.embed(images, flip=flip)
+
+
 def evaluate_model(
     embedder: Embedder,
     source: ImageSource,
@@ -53,6 +69,7 @@ def evaluate_model(
     precision: Precision,
     subject: str = "",
     pairs: Pairs | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[ProtocolResult]:
     """Embeds a manifest and runs protocols.
 
@@ -66,12 +83,15 @@ def evaluate_model(
         precision: arithmetic of the forward pass.
         subject: what is evaluated, for the table.
         pairs: pairs of rows of the table, for the protocol `lfw`.
+        stop: asked before each batch whether to leave; one rank's yes holds for all.
 
     Raises:
         InputError: an unreadable image, or data that a protocol cannot use.
+        Interrupted: `stop` said so.
     """
+    watched = embedder if stop is None else cast(Embedder, _Stoppable(embedder, stop, world))
     embedded = embed_images(
-        embedder,
+        watched,
         source,
         table,
         world=world,

@@ -23,8 +23,8 @@ from metricid.training.distributed import (
     stop_world,
     wrap_ddp,
 )
+from metricid.training.module import TrainingModule
 from metricid.training.precision import pick_precision
-from metricid.training.trainer import TrainingModule
 
 TERMS = [
     {"loss": "softmax", "label_smoothing": 0.1},

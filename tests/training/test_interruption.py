@@ -3,16 +3,16 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from torch.testing import assert_close
+from run_states import equal_but_for_the_clock, final_state, validations
 
-from metricid.training.checkpoint import CheckpointStore, read_checkpoint
+from metricid.models.embedder import Embedder
+from metricid.training.signals import Stopped
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -22,10 +22,9 @@ def command(file):
 
 
 def start(file):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command(file),
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -46,25 +45,6 @@ def wait_for_step(process, run, step):
                 return
         time.sleep(0.005)
     pytest.fail(f"step {step} was not reached")
-
-
-def final_state(run):
-    return read_checkpoint(CheckpointStore(run / "checkpoints").steps()[0])
-
-
-def equal_to_the_bit(a, b, path=""):
-    if isinstance(a, torch.Tensor):
-        assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=path)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            equal_to_the_bit(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            equal_to_the_bit(x, y, f"{path}.{i}")
-    else:
-        assert a == b, path
 
 
 @pytest.fixture
@@ -100,12 +80,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_bit_identical(long):
     assert process.returncode == 0, err[-2000:]
     assert "resuming" in err
     whole, killed = final_state(long.folder / "runs" / "whole"), final_state(long.run)
-    for part in ("model", "ema", "objective", "optimizer", "random", "ema_updates"):
-        equal_to_the_bit(whole[part], killed[part], part)
-    times = ("train_seconds", "wait_seconds")
-    assert {k: v for k, v in whole["position"].items() if k not in times} == {
-        k: v for k, v in killed["position"].items() if k not in times
-    }
+    equal_but_for_the_clock(whole, killed)
     logs = [
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         for folder in (long.folder / "runs" / "whole", long.run)
@@ -137,32 +112,30 @@ def test_a_polite_signal_saves_and_ends_with_one_clear_line(long, number, code):
     assert not list(long.run.rglob(".*.tmp"))
 
 
-def test_torchrun_with_two_processes_trains_as_one_process_on_the_joined_batch(long):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_validation_is_obeyed_before_the_next_batch(long, monkeypatch, number):
     long.set(
-        train={"images": 64, "precision": "fp32"},
-        optim={"name": "sgd", "lr": 0.02, "weight_decay": 0.0005},
-        model={"backbone": "test_resnet", "neck": "bnneck"},
-        evaluation__every=0,
+        train__images=200,
+        data__workers=0,
+        evaluation={"protocols": ["identification"], "every": 1, "batch_size": 4},
     )
-    long.set(name="one", data__sampler={"name": "pk", "identities": 4, "images": 2}).train()
-    one = final_state(long.run)
-    file = long.set(name="two", data__sampler={"name": "pk", "identities": 2, "images": 2}).write()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    process = subprocess.run(
-        [*launch, "-m", "metricid.cli.main", "train", str(file)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stdout.count("run folder:") == 1
-    two = final_state(long.run)
-    assert (two["position"]["step"], two["position"]["images"]) == (8, 64)
-    assert len(two["random"]) == 2
-    for part in ("model", "objective"):
-        for name, value in one[part].items():
-            assert_close(two[part][name], value, atol=1e-3, rtol=1e-3, msg=f"{part}.{name}")
+    long.set(name="whole").train()
+    embed, batches = Embedder.embed, []
+
+    def interrupting(self, *arguments, **options):
+        batches.append(len(arguments[0]))
+        if len(batches) == 7:  # the second of the five batches of the second validation
+            os.kill(os.getpid(), number)
+        return embed(self, *arguments, **options)
+
+    monkeypatch.setattr(Embedder, "embed", interrupting)
+    long.set(name="stopped")
+    with pytest.raises(Stopped, match=f"stopped by {number.name} after step .* of 25"):
+        long.train()
+    assert batches == [4, 4, 4, 4, 2, 4, 4]
+    assert len(validations(long.run)) == 1
+    long.train()
+    whole = long.folder / "runs" / "whole"
+    equal_but_for_the_clock(final_state(whole), final_state(long.run))
+    assert validations(whole) == validations(long.run)
+    assert len(validations(long.run)) > 2

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from metricid.data.manifest import Manifest
 from metricid.errors import InputError
-from metricid.training import trainer
+from metricid.training import module, trainer
 from metricid.training.checkpoint import CheckpointStore, read_checkpoint
 from metricid.training.run_folder import read_run_recipe
 
@@ -167,7 +167,7 @@ def test_accumulating_two_batches_equals_one_of_both(small, monkeypatch):
 def poison(small, monkeypatch, steps):
     """Makes the loss NaN at the given calls."""
     calls = iter(range(10_000))
-    forward = trainer.TrainingModule.forward
+    forward = module.TrainingModule.forward
 
     def poisoned(self, images, labels, progress):
         output, features, embedding = forward(self, images, labels, progress)
@@ -176,7 +176,7 @@ def poison(small, monkeypatch, steps):
             output = output._replace(total=nan, terms=output.terms | {"softmax": nan.detach()})
         return output, features, embedding
 
-    monkeypatch.setattr(trainer.TrainingModule, "forward", poisoned)
+    monkeypatch.setattr(module.TrainingModule, "forward", poisoned)
 
 
 def test_a_step_with_a_non_finite_loss_is_skipped_counted_and_named(small, monkeypatch):
