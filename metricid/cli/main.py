@@ -11,6 +11,7 @@ from metricid.errors import InputError
 
 COMMANDS = {
     "train": "train an embedding model from a recipe, and evaluate it",
+    "embed": "turn images into embeddings: one file for search and evaluation",
     "evaluate": "evaluate a checkpoint, stored embeddings or a baseline",
     "prepare": "turn a data set into manifests: check it, split it by identity",
 }

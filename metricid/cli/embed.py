@@ -1,0 +1,286 @@
+"""`metricid embed MODEL DATA -o FILE`: embeddings of any number of images in one file."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from metricid._version import __version__
+from metricid.cli.model import open_model
+from metricid.cli.photos import open_photos
+from metricid.data.decode import MAX_PIXELS
+from metricid.data.embedding_file import check_target, file_suffix, sidecars, write_embeddings
+from metricid.data.embedding_parts import PartFolder, stamp_images
+from metricid.data.factory import SYNTHETIC, layout_names, pick_workers
+from metricid.data.float16 import float16_error
+from metricid.data.manifest import Manifest
+from metricid.data.sources import ImageSource
+from metricid.errors import InputError
+from metricid.models.inference import InferenceModel
+from metricid.training.distributed import World, barrier, gather_objects, start_world, stop_world
+from metricid.training.embed_parts import Speed, embed_parts
+
+PART_IMAGES = 2048
+SHOWN = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("model", help="run folder, checkpoint (.pt) or ONNX file")
+    parser.add_argument(
+        "data", help="folder, tar file, table of images (.csv, .parquet), or " + ", ".join(sorted(SYNTHETIC))
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".parquet or .npy")
+    parser.add_argument("--root", help="where the images of a table are (default: its own folder)")
+    parser.add_argument("--layout", help="what the data is: " + ", ".join(layout_names()))
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the layout, such as seed=1"
+    )
+    parser.add_argument("--split", help="only the rows whose split column has this value")
+    parser.add_argument("--flip", action="store_true", help="add the embedding of the mirrored image")
+    parser.add_argument("--normalise", action="store_true", help="scale every embedding to length 1")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="how it is stored")
+    parser.add_argument("--license", metavar="TEXT", help="what others may do with it, for the card")
+    parser.add_argument("--on-corrupt", default="error", choices=["error", "skip"], help="unreadable images")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="largest image")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--part-images", type=int, default=PART_IMAGES, help="a kill loses at most so many")
+    parser.add_argument("--workers", type=int, help="processes that read images")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE, and parts of another run")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Embeds what is not embedded yet, joins the parts, and prints what was done."""
+    _check(options)
+    world = start_world(options.device)
+    try:
+        outcome = _embed(options, world)
+    finally:
+        stop_world()
+    if outcome is not None:
+        print(json.dumps(outcome, indent=2) if options.json else _text(outcome), flush=True)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be known to be wrong before a model is opened."""
+    target = options.output
+    file_suffix(target)
+    for name, least in (("batch_size", 1), ("part_images", 1), ("max_pixels", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')}: must be at least {least}, got {value}")
+    made = [target, *(sidecars(target) if target.suffix.lower() == ".npy" else ())]
+    for file in made:
+        if file.is_dir():
+            raise InputError(f"{file}: is a folder; choose another name")
+    if target.exists() and not options.overwrite:
+        raise InputError(f"{target}: exists; choose another name, or replace it with --overwrite")
+    check_target(target)
+
+
+def _embed(options: argparse.Namespace, world: World) -> dict[str, Any] | None:
+    """The outcome, on the main rank."""
+    model = open_model(options.model, device=world.device, precision=options.precision)
+    source, table = open_photos(
+        options.data,
+        root=options.root,
+        layout=options.layout,
+        option=options.option,
+        split=options.split,
+        max_pixels=options.max_pixels,
+        size=model.preprocessing.size,
+        say=_say if world.is_main else _silent,
+    )
+    batch = min(options.batch_size, options.part_images)
+    parts = PartFolder(options.output, len(table), options.part_images // batch * batch)
+    if not world.is_main:
+        _make_parts(options, world, model, source, table, parts, batch)
+        return None
+    with parts.locked():
+        afresh = parts.bind(_binding(options, model, parts, batch), afresh=options.overwrite)
+        if afresh:
+            _say(f"{parts.folder}: parts of another run removed")
+        done, speed = _make_parts(options, world, model, source, table, parts, batch)
+        outcome = _join(options, model, table, parts)
+        parts.remove()
+    images = sum(part.images for part in speed)
+    seconds = max(part.seconds for part in speed)
+    waited = sum(part.waited for part in speed) / sum(part.seconds for part in speed)
+    return outcome | {
+        "embedded_before": done,
+        "embedded": images,
+        "images_per_second": round(images / seconds, 1) if images else None,
+        "waiting_for_images": round(waited, 4) if images else None,
+    }
+
+
+def _binding(
+    options: argparse.Namespace, model: InferenceModel, parts: PartFolder, batch: int
+) -> dict[str, Any]:
+    """All that a vector depends on besides its image."""
+    return {
+        "model": model.fingerprint,
+        "precision": model.describe().get("precision"),
+        "flip": options.flip,
+        "batch size": batch,
+        "part images": parts.part_images,
+    }
+
+
+def _make_parts(
+    options: argparse.Namespace,
+    world: World,
+    model: InferenceModel,
+    source: ImageSource,
+    table: Manifest,
+    parts: PartFolder,
+    batch: int,
+) -> tuple[int, list[Speed]]:
+    """Makes what is missing, a share on each rank.
+
+    Returns:
+        The number of images that were done before, and the speed of every rank.
+    """
+    todo = _todo(options, source, table, parts) if world.is_main else []
+    todo = gather_objects(todo, world)[0]
+    done = len(table) - sum(len(parts.rows(part)) for part in todo)
+    if world.is_main and done:
+        _say(f"{parts.folder}: {done} of {len(table)} images are done; continuing")
+    mine = todo[world.rank :: world.size]
+    with tqdm(
+        total=sum(len(parts.rows(part)) for part in mine),
+        desc="embed" if world.size == 1 else f"embed (rank 0 of {world.size})",
+        unit="img",
+        disable=not (world.is_main and mine),
+        mininterval=1.0,
+    ) as bar:
+        speed = embed_parts(
+            model,
+            source,
+            table,
+            parts,
+            mine,
+            device=world.device,
+            batch_size=batch,
+            flip=options.flip,
+            workers=pick_workers("auto" if options.workers is None else options.workers, world.size),
+            on_corrupt=options.on_corrupt,
+            bar=bar,
+        )
+    barrier(world)
+    return done, gather_objects(speed, world)
+
+
+def _todo(options: argparse.Namespace, source: ImageSource, table: Manifest, parts: PartFolder) -> list[int]:
+    """The parts that are missing, or of images that have changed, or that left images out which now count."""
+    usable = ("whole", "partial") if options.on_corrupt == "skip" else ("whole",)
+    states = {
+        part: parts.state(part, stamp_images(source, table, parts.rows(part))) for part in range(len(parts))
+    }
+    changed = sum(state == "changed" for state in states.values())
+    if changed:
+        _say(f"{parts.folder}: {changed} parts are of other or changed images and are made again")
+    return [part for part, state in states.items() if state not in usable]
+
+
+def _join(
+    options: argparse.Namespace, model: InferenceModel, table: Manifest, parts: PartFolder
+) -> dict[str, Any]:
+    """Writes the file from all parts, one after the other."""
+    kept = np.concatenate([parts.read(part)[0] for part in range(len(parts))])
+    if not len(kept):
+        raise InputError(f"{table.name}: not one of the {len(table)} images can be read")
+    missing = np.setdiff1d(np.arange(len(table)), kept)
+    if len(missing):
+        shown = ", ".join(table.path_at(int(row)) for row in missing[:SHOWN])
+        _say(
+            f"{len(missing)} of {len(table)} images cannot be read and are left out: {shown}"
+            + (", ..." if len(missing) > SHOWN else "")
+        )
+    error = float16_error(_blocks(parts, table, options.normalise)) if options.dtype == "float16" else None
+    card = {
+        "format": 1,
+        "model": model.describe(),
+        "normalised": options.normalise,
+        "flip": options.flip,
+        "how": "flip-sum" if options.flip else "no flip",
+        "dtype": options.dtype,
+        "float16_error": error,
+        "license": options.license,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "metricid": __version__,
+        "images": len(kept),
+        "skipped": len(missing),
+    }
+    rows = table.select(kept) if len(missing) else table
+    write_embeddings(
+        options.output,
+        rows,
+        _blocks(parts, table, options.normalise),
+        card,
+        dimension=model.output_dim,
+        dtype=options.dtype,
+    )
+    return {"file": str(options.output), "dimension": model.output_dim, **_outcome(card)}
+
+
+def _outcome(card: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: card[name] for name in ("images", "skipped", "dtype", "normalised", "flip", "float16_error")
+    }
+
+
+def _blocks(parts: PartFolder, table: Manifest, normalise: bool) -> Iterator[np.ndarray]:
+    """The vectors of one part after the other, float32 [b, D]; scaled to length 1 if so asked.
+
+    Raises:
+        InputError: a zero vector, which has no direction.
+    """
+    for part in range(len(parts)):
+        rows, vectors = parts.read(part)
+        if normalise:
+            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+            zero = np.flatnonzero(lengths == 0)
+            if len(zero):
+                raise InputError(
+                    f"{table.path_at(int(rows[zero[0]]))}: its embedding is zero and cannot be normalised; "
+                    "leave out --normalise"
+                )
+            vectors = (vectors / lengths).astype(np.float32)
+        yield vectors
+
+
+def _text(outcome: dict[str, Any]) -> str:
+    form = f"{outcome['dtype']}, {'length 1' if outcome['normalised'] else 'not normalised'}"
+    lines = [f"{outcome['file']}: {outcome['images']} embeddings of {outcome['dimension']} values ({form})"]
+    error = outcome["float16_error"]
+    if error is not None:
+        lines.append(
+            f"float16: a value is off by at most {error['max_abs']:.2g}; a cosine by at most "
+            f"{error['max_cosine_change']:.2g} in {error['pairs']} pairs, by at most "
+            f"{error['cosine_bound']:.2g} in any"
+        )
+    if outcome["images_per_second"] is not None:
+        lines.append(
+            f"{outcome['images_per_second']:.0f} img/s; "
+            f"{outcome['waiting_for_images']:.1%} of the time went by waiting for images"
+        )
+    return "\n".join(lines)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _silent(line: str) -> None:
+    """What other ranks say: the main one has said it."""
