@@ -14,6 +14,7 @@ COMMANDS = {
     "embed": "turn images into embeddings: one file for search and evaluation",
     "evaluate": "evaluate a checkpoint, stored embeddings or a baseline",
     "prepare": "turn a data set into manifests: check it, split it by identity",
+    "report": "one HTML page about a run: curves, ranked lists, confusions, map, training",
 }
 
 
