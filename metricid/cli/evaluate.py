@@ -3,21 +3,18 @@
 import argparse
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metricid.cli.model import add_onnx_option
+from metricid.cli.subject import Subject, open_subject, warn
 from metricid.config import (
     DataConfig,
     EvaluationConfig,
-    RunConfig,
-    apply_overrides,
     expand,
-    find_recipe,
-    read_recipe,
 )
 from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.factory import (
@@ -35,11 +32,11 @@ from metricid.data.sources import FolderSource, ImageSource, TarSource
 from metricid.data.splits import query_gallery
 from metricid.errors import InputError
 from metricid.evaluation import PROTOCOLS, ProtocolResult, format_table
-from metricid.models.embedder import Embedder, embedder_to_dict
+from metricid.evaluation.calibration import Calibration, calibrate
+from metricid.export.vectors import embed_with
+from metricid.models.embedder import embedder_to_dict
 from metricid.registry import unknown
 from metricid.report.plots import plot_result
-from metricid.training.build import build_embedder, check_recipe
-from metricid.training.checkpoint import load_embedder, open_checkpoint, seed_everything
 from metricid.training.distributed import World, start_world, stop_world
 from metricid.training.embedding import Embedded, embed_images, pixel_vectors
 from metricid.training.precision import pick_precision
@@ -57,19 +54,28 @@ FOR_IMAGES = (
     "flip",
     "save_embeddings",
     "overrides",
+    "batch_size",
+    "workers",
+    "on_corrupt",
+    "device",
+    "precision",
+    "onnx",
+    "recipe",
 )
 FOR_LAYOUT = ("option", "split", "pairs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("subject", help="run folder, checkpoint, embeddings (.parquet, .npy), or recipe")
+    parser.add_argument("subject", help="run folder, checkpoint, .onnx, embeddings (.parquet, .npy), recipe")
     parser.add_argument(
         "overrides", nargs="*", metavar="a.b=c", help="of the recipe, such as data.root=/moved"
     )
     parser.add_argument(
         "--baseline", choices=["pixels", "random"], help="no trained model, on a recipe's data"
     )
+    parser.add_argument("--recipe", help="recipe or run whose data and settings count, for an ONNX file")
+    add_onnx_option(parser)
     parser.add_argument("--layout", help="evaluate on other data: " + ", ".join(layout_names()))
     parser.add_argument("--root", help="folder or tar file of that data, or where the run's own data is now")
     parser.add_argument("--manifest", help="table of that data, or where the run's own table is now")
@@ -94,17 +100,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--save-embeddings", type=Path, metavar="FILE", help="store them (.parquet or .npy)")
+    parser.add_argument(
+        "--save-calibration", type=Path, metavar="FILE", help="store the thresholds of verification as JSON"
+    )
     parser.add_argument("-o", "--output", type=Path, help="folder for results.json and the curves as PNG")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a model with the recipe it came from; no embedder for the pixel baseline."""
+class Outcome:
+    """What an evaluation found, and what may be stored of it."""
 
-    name: str
-    config: RunConfig
-    embedder: Embedder | None
+    results: list[ProtocolResult]
+    fingerprint: str | None
+    flip: bool
+    embeddings: EmbeddingSet | None = None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -112,19 +122,24 @@ def run(options: argparse.Namespace) -> int:
     _check_targets(options)
     world = start_world(options.device)
     try:
-        results, embeddings = _evaluate(options, world)
+        outcome = _evaluate(options, world)
     finally:
         stop_world()
     if not world.is_main:
         return 0
+    results = outcome.results
+    card = _calibration(outcome) if options.save_calibration is not None else None
     values = {"subject": options.subject, "results": [result.to_json() for result in results]}
     print(json.dumps(values, indent=2) if options.json else format_table(results), flush=True)
     if options.output is not None:
         write_json(options.output / "results.json", values)
         for result in results:
             plot_result(result, options.output / "curves")
-    if embeddings is not None:
-        embeddings.write(options.save_embeddings)
+    if outcome.embeddings is not None:
+        outcome.embeddings.write(options.save_embeddings)
+    if card is not None:
+        card.write(options.save_calibration)
+        _say_calibration(options.save_calibration, card)
     return 0
 
 
@@ -133,22 +148,42 @@ def _check_targets(options: argparse.Namespace) -> None:
     file = options.save_embeddings
     if file is not None and (file.suffix.lower() not in STORED or file.is_dir()):
         raise InputError(f"--save-embeddings: {file} must be a file whose name ends in .parquet or .npy")
-    for option, folder in (("--output", options.output), ("--save-embeddings", file and file.parent)):
-        if folder is None:
-            continue
-        near = folder.absolute()
-        while not os.path.exists(near):
-            near = near.parent
-        if not (near.is_dir() and os.access(near, os.W_OK)):
-            raise InputError(f"{option}: {near} is no folder that can be written to; choose another place")
+    card = options.save_calibration
+    if card is not None and (card.suffix.lower() != ".json" or card.is_dir()):
+        raise InputError(f"--save-calibration: {card} must be a file whose name ends in .json")
+    for option, folder in (
+        ("--output", options.output),
+        ("--save-embeddings", file and file.parent),
+        ("--save-calibration", card and card.parent),
+    ):
+        if folder is not None:
+            check_folder(option, folder)
 
 
-def _check_data(options: argparse.Namespace, own_layout: str) -> None:
+def check_folder(option: str, folder: Path) -> None:
+    """A file can be written into this folder, or into one to be made.
+
+    Raises:
+        InputError: names the option.
+    """
+    near = folder.absolute()
+    while not os.path.exists(near):
+        near = near.parent
+    if not (near.is_dir() and os.access(near, os.W_OK)):
+        raise InputError(f"{option}: {near} is no folder that can be written to; choose another place")
+
+
+def _check_data(options: argparse.Namespace, subject: Subject) -> None:
     """The options that say where the data is fit together."""
+    if subject.settings is None and options.layout is None:
+        raise InputError(
+            f"{options.subject}: an ONNX file says nothing of test images; give --layout and --root, or "
+            "--recipe with the recipe or run whose data counts"
+        )
     for name in FOR_LAYOUT:
         if options.layout is None and getattr(options, name):
             raise InputError(f"--{name}: is for other data than the run's own; give --layout and --root")
-    layout = options.layout or own_layout
+    layout = options.layout or subject.data.train
     if layout in SYNTHETIC and options.root is not None:
         raise InputError(f"--root: layout {layout} generates its images and takes none")
     if layout != "manifest" and options.manifest is not None:
@@ -157,17 +192,17 @@ def _check_data(options: argparse.Namespace, own_layout: str) -> None:
         raise InputError("--manifest: --layout manifest needs the table: --manifest /path/to/table.csv")
 
 
-def _evaluate(options: argparse.Namespace, world: World) -> tuple[list[ProtocolResult], EmbeddingSet | None]:
+def _evaluate(options: argparse.Namespace, world: World) -> Outcome:
     """The results, and the embeddings if they are to be stored."""
     path = Path(options.subject)
     if path.suffix in STORED:
-        return _evaluate_stored(options, path), None
-    subject = _baseline(options) if options.baseline else _trained(path, options.overrides)
-    _check_data(options, subject.config.data.train)
-    data = _changed(subject.config.data, workers=options.workers, on_corrupt=options.on_corrupt)
+        return _evaluate_stored(options, path)
+    subject = open_subject(options, path, world)
+    _check_data(options, subject)
+    data = _changed(subject.data, workers=options.workers, on_corrupt=options.on_corrupt)
     if options.layout is None:
         data = _changed(data, root=options.root, manifest=options.manifest)
-        settings = _settings(options, subject.config.evaluation)
+        settings = _settings(options, subject.settings or EvaluationConfig())
         source, table = _own_data(data, settings)
         pairs = None
     else:
@@ -176,58 +211,51 @@ def _evaluate(options: argparse.Namespace, world: World) -> tuple[list[ProtocolR
         table = query_gallery(table, settings.distractors) if options.query_gallery else table
         pairs = _pairs(options, source, table) if "lfw" in settings.protocols else None
     check_columns(settings.protocols, table)
-    workers = pick_workers(data.workers, world.size)
-    if subject.embedder is None:
-        embedded = pixel_vectors(source, table, data.size, workers, data.on_corrupt)
+    fingerprint = subject.fingerprint
+    _check_calibration(options, settings.protocols, fingerprint)
+    if subject.embedder is None and subject.model is None:
         settings = _changed(settings, flip=False)
-    else:
-        embedded = embed_images(
-            subject.embedder.to(world.device),
+    embedded = _embed(options, subject, source, table, data, settings, world)
+    how = flip_text(settings)
+    results = run_protocols(embedded, settings, subject=subject.name, how=how, pairs=pairs)
+    stored = None if options.save_embeddings is None else _to_store(embedded, subject, how)
+    return Outcome(results, fingerprint, settings.flip, stored)
+
+
+def _embed(
+    options: argparse.Namespace,
+    subject: Subject,
+    source: ImageSource,
+    table: Manifest,
+    data: DataConfig,
+    settings: EvaluationConfig,
+    world: World,
+) -> Embedded:
+    workers = pick_workers(data.workers, world.size)
+    if subject.model is not None:
+        vectors, kept, skipped = embed_with(
+            {subject.name: subject.model},
             source,
             table,
-            world=world,
-            precision=pick_precision(options.precision, world.device),
-            batch_size=settings.batch_size,
             flip=settings.flip,
+            batch_size=settings.batch_size,
             workers=workers,
             on_corrupt=data.on_corrupt,
         )
-    how = flip_text(settings)
-    results = run_protocols(embedded, settings, subject=subject.name, how=how, pairs=pairs)
-    return results, None if options.save_embeddings is None else _to_store(embedded, subject, how)
-
-
-def _trained(path: Path, overrides: list[str]) -> Subject:
-    if path.suffix in (".yaml", ".yml") or (not path.exists() and path.parent == Path()):
-        raise InputError(
-            f"{path}: no run folder, checkpoint or embeddings; "
-            "a recipe is evaluated with --baseline pixels or --baseline random"
-        )
-    checkpoint, state = open_checkpoint(path, _warn)
-    config = _stored_recipe(state, checkpoint, overrides)
-    return Subject(f"{config.name} ({checkpoint.name})", config, load_embedder(state, checkpoint))
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _stored_recipe(state: dict[str, Any], checkpoint: Path, overrides: list[str]) -> RunConfig:
-    return check_recipe(apply_overrides(state["config"], overrides), f"{checkpoint}: stored recipe")
-
-
-def _baseline(options: argparse.Namespace) -> Subject:
-    path = Path(options.subject)
-    if path.is_dir() or path.suffix == ".pt":
-        checkpoint, state = open_checkpoint(path, _warn)
-        config = _stored_recipe(state, checkpoint, options.overrides)
-    else:
-        file = find_recipe(options.subject)
-        config = check_recipe(read_recipe(file, options.overrides), str(file))
-    if options.baseline == "pixels":
-        return Subject("raw pixels", config, None)
-    seed_everything(config.seed)
-    return Subject("untrained network", config, build_embedder(config))
+        return Embedded(vectors[subject.name], kept, skipped)
+    if subject.embedder is None:
+        return pixel_vectors(source, table, data.size, workers, data.on_corrupt)
+    return embed_images(
+        subject.embedder.to(world.device),
+        source,
+        table,
+        world=world,
+        precision=pick_precision(options.precision, world.device),
+        batch_size=settings.batch_size,
+        flip=settings.flip,
+        workers=workers,
+        on_corrupt=data.on_corrupt,
+    )
 
 
 def _settings(options: argparse.Namespace, recipe: EvaluationConfig) -> EvaluationConfig:
@@ -294,8 +322,8 @@ def _pairs(options: argparse.Namespace, source: ImageSource, table: Manifest) ->
     return read_pairs(source, table, options.pairs or "pairs.txt")
 
 
-def _evaluate_stored(options: argparse.Namespace, path: Path) -> list[ProtocolResult]:
-    unused = [name for name in FOR_IMAGES if getattr(options, name) not in (None, [], False)]
+def _evaluate_stored(options: argparse.Namespace, path: Path) -> Outcome:
+    unused = [name for name in FOR_IMAGES if getattr(options, name) not in (None, [], "auto")]
     if unused:
         raise InputError(
             f"{path}: --{unused[0].replace('_', '-')} is for images, these are stored embeddings"
@@ -310,8 +338,45 @@ def _evaluate_stored(options: argparse.Namespace, path: Path) -> list[ProtocolRe
         if not chosen.any():
             raise InputError(f"--split: no row of {path} has split {options.split!r}")
         table, rows = table.select(chosen), rows[chosen]
+    model = stored.card.get("model")
+    fingerprint = model.get("fingerprint") if isinstance(model, dict) else None
+    _check_calibration(options, settings.protocols, fingerprint)
     how = str(stored.card.get("how", ""))
-    return run_protocols(Embedded(rows, table, []), settings, subject=path.name, how=how)
+    results = run_protocols(Embedded(rows, table, []), settings, subject=path.name, how=how)
+    return Outcome(results, fingerprint, bool(stored.card.get("flip")))
+
+
+def _check_calibration(options: argparse.Namespace, protocols: list[str], fingerprint: str | None) -> None:
+    """A card can be made; said before the work."""
+    if options.save_calibration is None:
+        return
+    if not {"verification", "lfw"} & set(protocols):
+        raise InputError(
+            "--save-calibration: needs protocol verification or lfw; give --protocol verification"
+        )
+    if fingerprint is None:
+        raise InputError(
+            f"--save-calibration: {options.subject} names no model that thresholds could belong to; "
+            "evaluate the run, checkpoint or ONNX file itself"
+        )
+
+
+def _calibration(outcome: Outcome) -> Calibration:
+    """The card: of all pairs where these were evaluated, else of the pairs file."""
+    by_name = {result.protocol: result for result in outcome.results}
+    result = by_name.get("verification") or by_name["lfw"]
+    assert outcome.fingerprint is not None
+    return calibrate(result, model=outcome.fingerprint, flip=outcome.flip)
+
+
+def _say_calibration(file: Path, card: Calibration) -> None:
+    warn(
+        f"{file}: thresholds down to FAR {card.thresholds[-1].far:g}, "
+        f"from {card.same:,} pairs of one identity and {card.different:,} of two"
+    )
+    if card.uncertain:
+        rates = ", ".join(f"{far:g}" for far in card.uncertain)
+        warn(f"{file}: fewer than 30 false accepts stand behind FAR {rates}; calibrate on more images")
 
 
 def _to_store(embedded: Embedded, subject: Subject, how: str) -> EmbeddingSet:

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train an embedding model from a recipe, and evaluate it",
     "embed": "turn images into embeddings: one file for search and evaluation",
     "evaluate": "evaluate a checkpoint, stored embeddings or a baseline",
+    "export": "write a trained model as ONNX, in float or int8, checked on images",
     "prepare": "turn a data set into manifests: check it, split it by identity",
     "report": "one HTML page about a run: curves, ranked lists, confusions, map, training",
 }

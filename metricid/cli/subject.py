@@ -1,0 +1,111 @@
+"""What `metricid evaluate` can evaluate: a run, a checkpoint, an ONNX file, a baseline."""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metricid.cli.model import ONNX_SUFFIX, onnx_options, open_model
+from metricid.config import DataConfig, EvaluationConfig, RunConfig, apply_overrides, find_recipe, read_recipe
+from metricid.errors import InputError
+from metricid.models.embedder import Embedder
+from metricid.models.inference import InferenceModel, embedder_fingerprint
+from metricid.training.build import build_embedder, check_recipe
+from metricid.training.checkpoint import load_embedder, open_checkpoint, seed_everything
+from metricid.training.distributed import World
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated; neither embedder nor model for the pixel baseline.
+
+    Attributes:
+        name: for the table.
+        data: of its recipe, or what other data starts from.
+        settings: of its recipe; None for an ONNX file without one.
+        embedder: of a checkpoint.
+        model: of an ONNX file.
+    """
+
+    name: str
+    data: DataConfig
+    settings: EvaluationConfig | None
+    embedder: Embedder | None = None
+    model: InferenceModel | None = None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the model."""
+        if self.model is not None:
+            return self.model.fingerprint
+        return None if self.embedder is None else embedder_fingerprint(self.embedder)
+
+
+def open_subject(options: argparse.Namespace, path: Path, world: World) -> Subject:
+    """The model or baseline that the command line names.
+
+    Raises:
+        InputError: nothing that can be opened, or options that do not fit it.
+    """
+    if path.suffix.lower() == ONNX_SUFFIX and not options.baseline:
+        return _onnx(options, path, world)
+    for name in ("onnx", "recipe"):
+        if getattr(options, name):
+            raise InputError(f"--{name}: is for ONNX files, {path} is none")
+    if options.save_calibration is not None and options.baseline:
+        raise InputError("--save-calibration: a baseline is no model to calibrate; leave out --baseline")
+    return _baseline(options) if options.baseline else _trained(path, options.overrides)
+
+
+def _onnx(options: argparse.Namespace, path: Path, world: World) -> Subject:
+    """An ONNX file, with the recipe that is to count for it."""
+    if world.distributed:
+        raise InputError(f"{path}: an ONNX file is evaluated by one process; start without torchrun")
+    if options.overrides and options.recipe is None:
+        raise InputError(f"{options.overrides[0]}: an ONNX file has no recipe; give one with --recipe")
+    config = None if options.recipe is None else _recipe(options.recipe, options.overrides)
+    model = open_model(
+        path, device=options.device, precision=options.precision, onnx=onnx_options(options.onnx)
+    )
+    data = DataConfig(train="folder") if config is None else config.data
+    return Subject(model.name, data, config.evaluation if config else None, model=model)
+
+
+def _trained(path: Path, overrides: list[str]) -> Subject:
+    if path.suffix in (".yaml", ".yml") or (not path.exists() and path.parent == Path()):
+        raise InputError(
+            f"{path}: no run folder, checkpoint or embeddings; "
+            "a recipe is evaluated with --baseline pixels or --baseline random"
+        )
+    checkpoint, state = open_checkpoint(path, warn)
+    config = _stored_recipe(state, checkpoint, overrides)
+    name = f"{config.name} ({checkpoint.name})"
+    return Subject(name, config.data, config.evaluation, load_embedder(state, checkpoint))
+
+
+def warn(line: str) -> None:
+    """A line for people, beside the results."""
+    print(line, file=sys.stderr)
+
+
+def _stored_recipe(state: dict[str, Any], checkpoint: Path, overrides: list[str]) -> RunConfig:
+    return check_recipe(apply_overrides(state["config"], overrides), f"{checkpoint}: stored recipe")
+
+
+def _recipe(text: str, overrides: list[str]) -> RunConfig:
+    """The recipe of a run or checkpoint, or one by file or name."""
+    path = Path(text)
+    if path.is_dir() or path.suffix == ".pt":
+        checkpoint, state = open_checkpoint(path, warn)
+        return _stored_recipe(state, checkpoint, overrides)
+    file = find_recipe(text)
+    return check_recipe(read_recipe(file, overrides), str(file))
+
+
+def _baseline(options: argparse.Namespace) -> Subject:
+    config = _recipe(options.subject, options.overrides)
+    if options.baseline == "pixels":
+        return Subject("raw pixels", config.data, config.evaluation)
+    seed_everything(config.seed)
+    return Subject("untrained network", config.data, config.evaluation, build_embedder(config))
