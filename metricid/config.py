@@ -48,6 +48,10 @@ class SplitConfig(Section):
             raise ValueError("give either train_identities, or both train and test")
         if by_column and (self.train is None or self.test is None):
             raise ValueError("give both train and test")
+        if by_column and self.min_images != 1:
+            raise ValueError("min_images is for train_identities; beside train and test it has no effect")
+        if by_column and self.seed != 0 and not self.validation_identities:
+            raise ValueError("seed is for train_identities and validation_identities; nothing is drawn here")
         n = self.train_identities
         if n is not None and (n <= 0 or (isinstance(n, float) and n >= 1)):
             raise ValueError("train_identities is a count of at least 1 or a share between 0 and 1")

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--train-identities", help="number (600) or share (0.8) of identities that train")
     parser.add_argument("--min-images", type=int, help="leave out identities with fewer images")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
+    parser.add_argument("--seed", type=int, help="seed of the split (default 0)")
     parser.add_argument(
         "--query-gallery", action="store_true", help="divide the test images by (identity, camera)"
     )
@@ -65,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
         split = SplitConfig(
             train_identities=_number(options.train_identities),
             min_images=1 if options.min_images is None else options.min_images,
-            seed=options.seed,
+            seed=0 if options.seed is None else options.seed,
         )
         distractors = DISTRACTORS.get(options.layout, ())
-        train, test = split_table(table, split, distractors)
+        train, test = split_table(table, split, distractors, option="--train-identities")
         if options.query_gallery and test is not None:
             test = query_gallery(test, distractors)
         parts = {"train": train} | ({"test": test} if test is not None else {})
@@ -95,8 +95,9 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.min_images is not None and options.min_images < 1:
         raise InputError(f"--min-images: must be at least 1, got {options.min_images}")
     if options.train_identities is None:
-        for option in ("query_gallery", "min_images"):
-            if getattr(options, option):
+        for option in ("query_gallery", "min_images", "seed"):
+            value = getattr(options, option)
+            if value is not None and value is not False:
                 raise InputError(f"--{option.replace('_', '-')}: is part of a split; give --train-identities")
 
 

@@ -70,6 +70,9 @@ def open_layout(
         InputError: anything that cannot be found or does not fit.
     """
     options = dict(options or {})
+    problems = _layout_problems(layout, options)
+    if problems:
+        raise InputError(f"data.options: {'; '.join(problems)}")
     if layout in SYNTHETIC:
         source = SYNTHETIC[layout](**options)
         return source, source.manifest()
@@ -134,7 +137,11 @@ def build_splits(config: DataConfig, *, make_queries: bool) -> Splits:
 
 
 def split_table(
-    table: Manifest, split: SplitConfig | None, distractors: Collection[str] = ()
+    table: Manifest,
+    split: SplitConfig | None,
+    distractors: Collection[str] = (),
+    *,
+    option: str = "data.split.train_identities",
 ) -> tuple[Manifest, Manifest | None]:
     """Divides a table into training and test rows, by identity or by its `split` column.
 
@@ -145,6 +152,7 @@ def split_table(
         table: all rows.
         split: the section of the recipe; None goes by the column, and without a column all rows train.
         distractors: names that stand for nobody and never train; see `DISTRACTORS`.
+        option: name of the option that gives the number of identities, for messages.
 
     Raises:
         InputError: a split that the data cannot give.
@@ -169,7 +177,10 @@ def split_table(
     assert split.train_identities is not None
     if column is not None and np.isin(column, EVALUATION_SPLITS).any() and (column == "train").any():
         table = table.select(column == "train")
-    return split_identities(table, split.train_identities, split.seed, split.min_images, distractors)
+    try:
+        return split_identities(table, split.train_identities, split.seed, split.min_images, distractors)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
 
 
 def _rows(table: Manifest, chosen: np.ndarray, name: str) -> Manifest:

@@ -258,6 +258,11 @@ def test_several_mistakes_at_once(shop, refused):
         (["prepare", "synthetic_faces", "-o", "x", "--train-identities", "most"], ["--train-identities"]),
         (["prepare", "synthetic_faces", "-o", "x", "--query-gallery"], ["give --train-identities"]),
         (["prepare", "synthetic_faces", "-o", "x", "--min-images", "2"], ["give --train-identities"]),
+        (["prepare", "synthetic_faces", "-o", "x", "--seed", "0"], ["--seed", "give --train-identities"]),
+        (
+            ["prepare", "manifest", "-o", "x", "--manifest", "t.csv", "--option", "seed=1"],
+            ["takes no options"],
+        ),
         (["prepare", "synthetic_faces", "-o", "x", "--min-images", "0"], ["--min-images: must be"]),
         (["prepare", "synthetic_faces", "/here", "-o", "x"], ["ROOT", "takes none"]),
         (["prepare", "folder", "-o", "x"], ["ROOT: layout folder needs"]),
@@ -305,6 +310,31 @@ def test_prepare_names_unreadable_images_and_writes_nothing(shop, refused):
     code = main(["prepare", "folder", str(shop.photos), "-o", str(shop.folder / "out"), "--decode"])
     refused(code, "2 unreadable images", "ann/1.jpg", "bob/2.jpg", lines=3)
     assert not (shop.folder / "out").exists()
+
+
+def test_prepare_speaks_of_its_own_options_where_a_split_fails(shop, refused):
+    out = str(shop.folder / "out")
+    code = main(["prepare", "folder", str(shop.photos), "-o", out, "--train-identities", "5"])
+    refused(code, "prepare: --train-identities: ", "cannot put 5 of 5 identities")
+    refused(shop.train("data.split.train_identities=5"), "train: data.split.train_identities: ", "5 of 5")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.train=manifest", "data.manifest=t.csv", "data.options.recursive=true"], "takes no options"),
+        (["data.split={train: a, test: b, min_images: 2}"], "data.split: min_images is for train_identities"),
+        (["data.split={train: a, test: b, seed: 3}"], "data.split: seed is for train_identities"),
+    ],
+)
+def test_options_of_data_without_effect_are_refused(shop, refused, overrides, words):
+    refused(shop.train(*overrides), words, lines=2)
+
+
+def test_a_seed_beside_named_splits_may_draw_who_validates(shop, capfd):
+    split = "data.split={train: a, test: b, seed: 3, validation_identities: 2}"
+    assert shop.train(split, "--print-config") == 0
+    assert yaml.safe_load(capfd.readouterr().out)["data"]["split"]["seed"] == 3
 
 
 def test_prepare_writes_splits_that_train(shop, capfd):
