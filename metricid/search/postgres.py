@@ -118,6 +118,7 @@ class Session:
 
     def _judge_connecting(self, error: Any, text: str) -> Verdict:
         """libpq gives no codes for failed connections: what it knows of passwords, and the text, must do."""
+        shown = text.partition(" Is the server running")[0]
         if error.pgconn.needs_password or (error.pgconn.used_password and "password" in text):
             who = self._address.user or error.pgconn.user.decode(errors="replace")
             return Verdict(
@@ -129,7 +130,7 @@ class Session:
             return Verdict(False, f"{self._address}: the server refuses ({text})", "correct the URL")
         return Verdict(
             True,
-            f"{self._address}: no connection ({text})",
+            f"{self._address}: no connection ({shown})",
             "start the server, or check host and port in the URL",
         )
 

@@ -300,17 +300,18 @@ def test_removed_rows_leave_no_trace_in_the_files(server, store, sql, table):
     store.add(keys, vectors, rows)
     store.finish()
     sql.execute(f"ANALYZE {table}")
-    units = store.get(keys[40:44])[0]
+    # The last rows of the last page: a plain VACUUM moves nothing over them.
+    units = store.get(keys[296:])[0]
     # pgvector writes a vector as its floats in a row; the key and the name as text.
-    marks = [unit.tobytes() for unit in units] + [key.encode() for key in keys[40:44]]
-    marks.append(names[40].encode())
+    marks = [unit.tobytes() for unit in units] + [key.encode() for key in keys[296:]]
+    marks.append(names[296].encode())
     sql.execute("CHECKPOINT")
     assert traces(server, marks) == set(marks)
-    assert store.remove(identity=names[40]) == 4
+    assert store.remove(identity=names[296]) == 4
     sql.execute("CHECKPOINT")
     assert traces(server, marks) == set()
     assert store.stats()["rows"] == 296 and "hnsw" in store.stats()["index"]
-    np.testing.assert_array_equal(store.query(vectors[44:60], 1).keys[:, 0], keys[44:60])
+    np.testing.assert_array_equal(store.query(vectors[280:296], 1).keys[:, 0], keys[280:296])
 
 
 def test_rights_that_are_missing_are_named(server, url, table, sql, monkeypatch):
