@@ -38,7 +38,7 @@ def result_charts(block: Sequence[ProtocolResult]) -> list[Chart]:
 def _cmc(results: Sequence[ProtocolResult]) -> Chart:
     lowest = min(float(r.curves["cmc"].y[0]) for r in results)
     longest = max(float(r.curves["cmc"].x[-1]) for r in results)
-    firsts = "; ".join(f"{r.subject}: {r.curves['cmc'].y[0]:.1%} at rank 1" for r in results)
+    firsts = "; ".join(f"{_who(r)}: {r.curves['cmc'].y[0]:.1%} at rank 1" for r in results)
     chart = Chart(
         "CMC",
         f"Share of queries whose identity is among the first ranks. {firsts}.",
@@ -48,7 +48,7 @@ def _cmc(results: Sequence[ProtocolResult]) -> Chart:
     )
     for style, result in enumerate(results):
         curve = result.curves["cmc"]
-        chart.line(curve.x, curve.y, f"{result.subject}, rank-1 {curve.y[0]:.1%}", style, dots=True)
+        chart.line(curve.x, curve.y, f"{_who(result)}, rank-1 {curve.y[0]:.1%}", style, dots=True)
     return chart
 
 
@@ -56,7 +56,7 @@ def _roc(results: Sequence[ProtocolResult]) -> Chart:
     positive = [r.curves["roc"].x[r.curves["roc"].x > 0] for r in results]
     lowest = min((float(x.min()) for x in positive if len(x)), default=0.1)
     left = 10.0 ** min(float(np.floor(np.log10(lowest))), -1.0)
-    told = "; ".join(f"{r.subject}: EER {r.cell('EER')}, AUC {r.cell('AUC')}" for r in results)
+    told = "; ".join(f"{_who(r)}: EER {r.cell('EER')}, AUC {r.cell('AUC')}" for r in results)
     chart = Chart(
         "ROC",
         f"True accept rate over false accept rate. {told}.",
@@ -69,7 +69,7 @@ def _roc(results: Sequence[ProtocolResult]) -> Chart:
         chart.band(left, min(30 / pairs, 1.0), "fewer than 30 false accepts: too few pairs to rely on")
     for style, result in enumerate(results):
         curve = result.curves["roc"]
-        chart.line(curve.x, curve.y, f"{result.subject}, EER {result.cell('EER')}", style, step=True)
+        chart.line(curve.x, curve.y, f"{_who(result)}, EER {result.cell('EER')}", style, step=True)
     chance = np.logspace(np.log10(left), 0, 60)
     chart.diagonal(chance, chance, "chance")
     return chart
@@ -82,7 +82,7 @@ def _scores(result: ProtocolResult) -> Chart:
     highest = max(float(genuine.y.max()), float(impostor.y.max()), 1e-6)
     chart = Chart(
         "Scores",
-        f"Cosine of genuine and impostor pairs of {result.subject}; EER {result.cell('EER')}.",
+        f"Cosine of genuine and impostor pairs of {_who(result)}; EER {result.cell('EER')}.",
         Axis("cosine similarity", float(edges[0]), float(edges[-1])),
         Axis("share of pairs", 0.0, 1.05 * highest, percent=True),
         "A pair is accepted from the threshold on. The less the two hills overlap, the better.",
@@ -221,6 +221,10 @@ def _series(windows: Sequence[Window], values: Sequence[float]) -> tuple[Floats,
     if len(pairs) > _POINTS:
         pairs = np.array([part.mean(axis=0) for part in np.array_split(pairs, _POINTS)])
     return pairs[:, 0], pairs[:, 1]
+
+
+def _who(result: ProtocolResult) -> str:
+    return result.subject or result.protocol
 
 
 def _picked(titles: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:

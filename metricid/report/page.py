@@ -179,7 +179,7 @@ def _blocks(results: Sequence[ProtocolResult]) -> list[dict[str, Any]]:
                 "protocol": members[0].protocol,
                 "variant": members[0].variant,
                 "counts": members[0].counts,
-                "subjects": [result.subject or "result" for result in members],
+                "subjects": [result.subject or result.protocol for result in members],
                 "rows": rows,
                 "notes": list(dict.fromkeys(note for result in members for note in result.notes)),
                 "starred": any("*" in cell for _, cells in rows for cell in cells),

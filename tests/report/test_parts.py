@@ -94,6 +94,7 @@ def test_result_charts_say_what_the_curves_say():
     points = places(next(parsed(cmc).iter(f"{SVG}polyline")))
     height = (points[:, 1] - points[0, 1]) / (points[-1, 1] - points[0, 1])
     assert height == pytest.approx((curve.y - curve.y[0]) / (curve.y[-1] - curve.y[0]), abs=0.01)
+    assert cmc.legend[0].text.startswith("identification, rank-1")  # a result without a subject
     roc, scores = result_charts(results[1:])
     assert (roc.title, scores.title) == ("ROC", "Scores")
     assert any("fewer than 30" in entry.text for entry in roc.legend)
