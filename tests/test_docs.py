@@ -170,13 +170,22 @@ def test_every_command_is_understood(words):
     elif command == "evaluate":
         assert options.layout is None or options.layout in layout_names()
         assert set((options.protocol or "reid").split(",")) <= set(PROTOCOLS)
-    else:
+    elif command == "prepare":
         assert options.layout in layout_names()
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a command, those of its actions included."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found = found.union(*map(flags_of, action.choices.values()))
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_option_named_in_running_text_exists(page):
-    known = {flag for command in COMMANDS for flag in parser_of(command)._option_string_actions}
+    known = {flag for command in COMMANDS for flag in flags_of(parser_of(command))}
     known |= {"--nproc-per-node", "--help", "--shm-size"}
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     named = {flag for code in CODE.findall(text) for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", code)}

@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "write a trained model as ONNX, in float or int8, checked on images",
     "prepare": "turn a data set into manifests: check it, split it by identity",
     "report": "one HTML page about a run: curves, ranked lists, confusions, map, training",
+    "search": "index embeddings, find the most alike, add and forget people",
 }
 
 

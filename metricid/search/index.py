@@ -141,6 +141,10 @@ class SearchIndex:
         """The table of rows, in the order of their numbers."""
         return self._rows
 
+    def has(self, key: str) -> bool:
+        """Whether there is a row of this key."""
+        return pc.index(self._rows[KEY], key).as_py() >= 0
+
     def query(self, vectors: Vectors, k: int, where: Filter | None = None) -> Hits:
         """As `Store.query`; with a filter the answer is exact, by comparing with each row that passes it."""
         queries = check_vectors(vectors, self.dimension, "queries")

@@ -133,3 +133,6 @@ def main():
 
 if __name__ == "__main__":
     main()
+    # Threads of libraries that were forked from cannot always be taken down in order.
+    sys.stdout.flush()
+    os._exit(0)

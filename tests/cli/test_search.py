@@ -1,0 +1,331 @@
+"""`metricid search` from photos to answers, and what a user's mistakes get."""
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from metricid.cli.main import main
+from metricid.cli.search import add_arguments
+from metricid.data.embedding_set import EmbeddingSet
+from metricid.data.manifest import Manifest
+from metricid.evaluation.calibration import Calibration, Threshold
+from metricid.search import SearchIndex
+
+PEOPLE = ("ann", "bob", "eve", "kim", "lee")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Photos of five people, a run trained on them for a moment, and their embeddings."""
+    folder = tmp_path_factory.mktemp("trained")
+    random = np.random.default_rng(0)
+    for person in PEOPLE:
+        (folder / "photos" / person).mkdir(parents=True)
+        base = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        for number in range(4):
+            noisy = np.clip(base.astype(int) + random.integers(-30, 30, base.shape), 0, 255).astype(np.uint8)
+            image = cv2.resize(noisy, (32, 32), interpolation=cv2.INTER_NEAREST)
+            cv2.imwrite(str(folder / "photos" / person / f"{number}.png"), image)
+    recipe = {
+        "name": "shop",
+        "runs": str(folder / "runs"),
+        "data": {
+            "train": "folder",
+            "root": str(folder / "photos"),
+            "size": [32, 32],
+            "split": {"train_identities": 3},
+            "sampler": {"name": "pk", "identities": 3, "images": 2},
+            "workers": 0,
+        },
+        "model": {"backbone": "test_resnet"},
+        "objective": [{"loss": "softmax"}],
+        "train": {"images": 24, "precision": "fp32"},
+        "evaluation": {"every": 0},
+    }
+    (folder / "shop.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", str(folder / "shop.yaml")]) == 0
+    for name, flags in (("photos", ["--flip"]), ("plain", [])):
+        words = ["embed", str(folder / "runs" / "shop"), str(folder / "photos"), *flags]
+        assert main([*words, "-o", str(folder / f"{name}.parquet"), "--workers", "0"]) == 0
+    return folder
+
+
+class Shop:
+    """Runs the command and keeps what it said."""
+
+    def __init__(self, folder, trained, capfd):
+        self.folder, self.trained, self._capfd = folder, trained, capfd
+        self.run = str(trained / "runs" / "shop")
+        self.embeddings = str(trained / "photos.parquet")
+        self.photos = trained / "photos"
+        self.index = str(folder / "people.index")
+
+    def search(self, *words):
+        self._capfd.readouterr()
+        code = main(["search", *map(str, words)])
+        self.out, self.err = self._capfd.readouterr()
+        return code
+
+    def ok(self, *words):
+        assert self.search(*words) == 0, self.err
+        return self.out
+
+    def json(self, *words):
+        return json.loads(self.ok(*words, "--json"))
+
+    def refused(self, *words, says):
+        assert self.search(*words) == 2
+        said = [line for line in re.split(r"[\r\n]+", self.err) if line.startswith("metricid")]
+        assert len(said) == 1 and "Traceback" not in self.err, self.err
+        assert re.search(says, said[0]), said[0]
+        assert self.out == ""
+
+    def build(self, *words):
+        return self.json("build", self.embeddings, "-o", self.index, *words)
+
+
+@pytest.fixture
+def shop(tmp_path, trained, capfd):
+    return Shop(tmp_path, trained, capfd)
+
+
+def test_a_photo_finds_its_own_row_first(shop):
+    stats = shop.build("--model", shop.run)
+    assert (stats["kind"], stats["rows"], stats["recall"]["value"]) == ("flat", 20, 1.0)
+    photo = shop.photos / "eve" / "2.png"
+    answer = shop.json("query", shop.index, photo, "-k", 3)["queries"][0]
+    assert answer["query"] == str(photo)
+    assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
+    assert answer["hits"][0]["path"] == "eve/2.png"
+    assert answer["hits"][0]["score"] == pytest.approx(1, abs=1e-4)
+    text = shop.ok("query", shop.index, photo, "-k", 3)
+    assert re.search(r"^1 +1\.0000 +eve +eve/2.png$", text, re.MULTILINE)
+
+
+def test_scores_are_the_cosines_of_the_stored_embeddings(shop):
+    shop.build()
+    stored = EmbeddingSet.read(shop.embeddings)
+    unit = stored.embeddings / np.linalg.norm(stored.embeddings, axis=1, keepdims=True)
+    place = stored.table.paths.index("kim/1.png")
+    expected = np.sort(np.delete(unit @ unit[place], place))[::-1][:5]
+    for row in ("kim/1.png", str(place)):
+        hits = shop.json("query", shop.index, "--row", row, "-k", 5)["queries"][0]["hits"]
+        assert [hit["score"] for hit in hits] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert "kim/1.png" not in [hit["path"] for hit in hits]
+
+
+def test_a_file_of_many_and_a_filter(shop):
+    shop.build()
+    words = ["query", shop.index, "--embeddings", shop.embeddings, "--where", "identity=bob", "-k", 6]
+    answers = shop.json(*words)["queries"]
+    assert len(answers) == 20
+    assert all([hit["identity"] for hit in answer["hits"]] == ["bob"] * 4 for answer in answers)
+
+
+def calibration(shop, flip=True, model=None):
+    fingerprint = SearchIndex(shop.index).card["model"]["fingerprint"] if model is None else model
+    points = (Threshold(0.1, 0.5, 1.0), Threshold(0.01, 0.9999, 0.5))
+    file = shop.folder / "calibration.json"
+    Calibration(fingerprint, flip, 30, 160, points).write(file)
+    return file
+
+
+def test_a_threshold_tells_match_from_no_match(shop):
+    shop.build("--model", shop.run)
+    card = calibration(shop)
+    photo = shop.photos / "lee" / "0.png"
+    found = shop.json("query", shop.index, photo, "--calibration", card, "--far", 0.01, "-k", 20)
+    assert found["threshold"] == {"far": 0.01, "threshold": 0.9999, "tar": 0.5}
+    for hit in found["queries"][0]["hits"]:
+        assert hit["match"] == (hit["score"] >= 0.9999)
+    shop.build("--overwrite", "--calibration", card, "--model", shop.run)
+    text = shop.ok("query", shop.index, photo)
+    assert "(match from 0.9999, FAR 0.01)" in text  # the lowest rate that the card has
+    assert re.search(r"lee/0.png +match$", text, re.MULTILINE)
+    shop.refused("query", shop.index, photo, "--far", 0.001, says="thresholds for 0.1, 0.01")
+
+
+def test_a_calibration_of_another_model_is_refused(shop):
+    shop.build("--model", shop.run)
+    photo = shop.photos / "lee" / "0.png"
+    for other in (calibration(shop, model="abc"), calibration(shop, flip=False)):
+        shop.refused("query", shop.index, photo, "--calibration", other, says="calibrate with the model")
+    shop.refused("query", shop.index, photo, "--far", 0.1, says="--far: needs a calibration card")
+
+
+def test_a_grid_shows_queries_and_hits(shop):
+    shop.build("--model", shop.run)
+    photo, grid = shop.photos / "ann" / "0.png", shop.folder / "grid.png"
+    words = ["query", shop.index, photo, "--row", "bob/1.png", "-k", 4, "--grid", grid]
+    shop.ok(*words, "--root", shop.photos, "--calibration", calibration(shop))
+    picture = matplotlib.image.imread(grid)
+    assert picture.shape[0] > 250 and picture.shape[1] > 500
+    green = np.abs(picture[..., :3] - np.array([10, 125, 50]) / 255).max(axis=2) < 0.02
+    assert green.any(), "the frame of a match"
+    shop.refused(*words, says="--grid: needs the images of the index: --root")
+    shop.refused(*words[:-1], "grid.jpg", "--root", shop.photos, says="must be the name of a .png")
+
+
+def test_photos_are_added_and_a_person_is_forgotten(shop, tmp_path):
+    shop.build("--model", shop.run)
+    new = tmp_path / "zoe.png"
+    shutil.copy(shop.photos / "ann" / "0.png", new)
+    assert shop.json("add", shop.index, new, "--identity", "zoe") == {
+        "index": shop.index,
+        "added": 1,
+        "rows": 21,
+    }
+    found = shop.json("query", shop.index, new, "-k", 2)["queries"][0]["hits"]
+    assert {hit["identity"] for hit in found} == {"ann", "zoe"}
+    shop.refused("add", shop.index, new, "--identity", "zoe", says="in the index already")
+    assert shop.json("remove", shop.index, "--identity", "zoe")["removed"] == 1
+    assert shop.json("remove", shop.index, "--key", "ann/0.png", "--key", "bob/0.png")["rows"] == 18
+    shop.refused("remove", shop.index, "--identity", "zoe", says="no row of the index has identity 'zoe'")
+    shop.refused("remove", shop.index, "--key", "zoe", says="not in the index: 'zoe'")
+    shop.refused("remove", shop.index, says="either --identity or --key")
+
+
+def test_a_folder_and_an_embedding_file_are_added(shop, tmp_path):
+    shop.build("--model", shop.run)
+    shutil.copytree(shop.photos, tmp_path / "more" / "archive")
+    for person in PEOPLE:
+        (tmp_path / "more" / "archive" / person).rename(tmp_path / "more" / f"new-{person}")
+    assert shop.json("add", shop.index, tmp_path / "more")["rows"] == 40
+    first, second = shop.json("query", shop.index, "--row", "new-kim/3.png", "-k", 1)["queries"], None
+    assert first[0]["hits"][0]["path"] == "kim/3.png"
+    stored = EmbeddingSet.read(shop.embeddings)
+    second = tmp_path / "second.parquet"
+    renamed = Manifest.from_columns(
+        path=[f"second/{path}" for path in stored.table.paths], identity=list(stored.table.identities)
+    )
+    EmbeddingSet(stored.embeddings, renamed, stored.card).write(second)
+    assert shop.json("add", shop.index, second)["rows"] == 60
+    shop.refused("add", shop.index, second, says="20 of 20 rows are in the index already")
+    assert shop.json("add", shop.index, second, "--replace")["rows"] == 60
+
+
+def test_stats(shop):
+    shop.build()
+    text = shop.ok("stats", shop.index, "--verify")
+    assert "20 rows of" in text and "kind flat" in text and "shop (" in text and "mirrored" in text
+    stats = shop.json("stats", shop.index)
+    assert stats["disk_bytes"] == sum(
+        file.stat().st_size for file in (shop.folder / "people.index").iterdir()
+    )
+
+
+def test_another_model_preprocessing_or_width_is_refused_by_name(shop, tmp_path):
+    shop.build("--model", shop.run)
+    plain = str(shop.trained / "plain.parquet")
+    shop.refused("add", shop.index, plain, says="plain.parquet does not fit .*flip is False there, True in")
+    stored = EmbeddingSet.read(shop.embeddings)
+    for change, says in (
+        ({"fingerprint": "f" * 64, "name": "other"}, r"other \(fingerprint ffffffffffff\) there, shop"),
+        ({"preprocessing": {"size": [64, 64]}}, r"preprocessing is size \[64, 64\] there, .*size \[32, 32\]"),
+        ({"dimension": 7}, "dimension is 7 there"),
+    ):
+        card = stored.card | {"model": stored.card["model"] | change}
+        EmbeddingSet(stored.embeddings, stored.table, card).write(tmp_path / "other.parquet")
+        shop.refused("add", shop.index, tmp_path / "other.parquet", says=says)
+        shop.refused("query", shop.index, "--embeddings", tmp_path / "other.parquet", says=says)
+    torch.manual_seed(1)
+    again = [shop.trained / "shop.yaml", "seed=5", "name=other", f"runs={tmp_path}"]
+    assert main(["train", *map(str, again)]) == 0
+    photo = shop.photos / "ann" / "0.png"
+    shop.refused("query", shop.index, photo, "--model", tmp_path / "other", says="other .* there, shop .* in")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"this is no image", "no.*image|not.*image|format"),
+        ((4, 4), "has 4 x 4 pixels .* too few to recognise anybody; .* at least 8 x 8"),
+        ((64, 64), "shows nothing"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_query_image_on_which_nobody_can_be_seen(shop, tmp_path, content, says):
+    shop.build("--model", shop.run)
+    file = tmp_path / "query.png"
+    if isinstance(content, tuple):
+        cv2.imwrite(str(file), np.full((*content, 3), 77, np.uint8))
+    elif content is not None:
+        file.write_bytes(content)
+    shop.refused("query", shop.index, file, says=f"query.png.*({says})")
+
+
+def test_words_that_do_not_fit_together(shop):
+    shop.build()
+    photo = shop.photos / "ann" / "0.png"
+    shop.refused("build", shop.embeddings, says="either -o INDEX or --store URL")
+    shop.refused("build", shop.embeddings, "-o", shop.index, says="is an index already; use --overwrite")
+    shop.refused(
+        "build", shop.embeddings, "-o", f"{shop.index}2", "--kind", "hsnw", says="did you mean 'hnsw'"
+    )
+    shop.refused("query", shop.index, says="give an image, --row or --embeddings")
+    shop.refused("query", shop.index, photo, says="does not know where its model is; give --model")
+    shop.refused("query", shop.index, "--row", "nobody", says="not in the index: 'nobody'")
+    shop.refused("query", shop.index, "--row", "99", says="rows 0 to 19, got 99")
+    shop.refused("query", shop.index, "--row", "0", "-k", 21, says="-k: must be between 1 and the 20 rows")
+    shop.refused("query", shop.index, "--row", "0", "--where", "camra=1", says="unknown column 'camra'")
+    shop.refused("query", shop.index, "--row", "0", "--where", "camera", says="must be COLUMN=VALUE")
+    shop.refused("query", shop.index + "x", "--row", "0", says="is no index")
+    shop.refused("stats", shop.index, "more", says="takes one index, got also 'more'")
+    shop.refused("stats", says="name the index")
+    shop.refused("add", shop.index, says="give an embedding file")
+    shop.refused("query", "redis://x/y", "--row", "0", says="unknown store 'redis'")
+
+
+def test_a_model_that_was_moved_is_asked_for(shop, tmp_path):
+    shutil.copytree(shop.run, tmp_path / "run")
+    shop.build("--model", tmp_path / "run")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    photo = shop.photos / "ann" / "0.png"
+    shop.refused("query", shop.index, photo, says="its model is no longer at .*run; give --model RUN")
+    shop.ok("query", shop.index, photo, "--model", tmp_path / "moved")
+
+
+def test_damaged_embedding_files_make_no_index(shop, tmp_path):
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes((shop.trained / "photos.parquet").read_bytes()[:-40])
+    shop.refused("build", cut, "-o", shop.index, says="cut.parquet: not a readable Parquet file")
+    shop.refused("add", shop.index, cut, says="is no index")
+    assert not (tmp_path / "people.index").exists()
+
+
+@pytest.mark.parametrize("action", ["build", "query", "add", "remove", "stats"])
+def test_the_page_has_every_option_of_an_action(action):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    known = {flag for a in actions.choices[action]._actions for flag in a.option_strings} - {"-h", "--help"}
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
+    table = page.split(f"| option of `{action}` |")[1].split("\n\n")[0]
+    rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
+    assert {flag for row in rows for flag in re.findall(r"`(-[-a-z]+)`", row.split("|")[1])} == known
+
+
+def test_a_store_takes_the_place_of_the_folder(shop):
+    pytest.importorskip("qdrant_client")
+    url = f"qdrant://{shop.folder}/server/people"
+    stats = shop.json("build", shop.embeddings, "--store", url, "--model", shop.run)
+    assert stats["rows"] == 20
+    photo = shop.photos / "eve" / "2.png"
+    words = ["query", "--store", url, photo, "--row", "kim/1.png", "-k", 2]
+    first, second = shop.json(*words)["queries"]
+    assert first["hits"][0]["path"] == "eve/2.png"
+    assert "kim/1.png" not in [hit["path"] for hit in second["hits"]]
+    assert shop.json("add", "--store", url, shop.embeddings)["added"] == 20
+    assert shop.json("remove", "--store", url, "--identity", "eve")["rows"] == 16
+    assert shop.json("stats", "--store", url)["rows"] == 16
+    shop.refused("build", shop.embeddings, "--store", url, "--kind", "flat", says="options of a store are in")
