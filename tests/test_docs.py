@@ -188,7 +188,7 @@ def test_every_option_named_in_running_text_exists(page):
     known = {flag for command in COMMANDS for flag in flags_of(parser_of(command))}
     known |= {"--nproc-per-node", "--help", "--shm-size"}
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    named = {flag for code in CODE.findall(text) for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", code)}
+    named = {flag for code in CODE.findall(text) for flag in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", code)}
     assert named <= known, named - known
 
 

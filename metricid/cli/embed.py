@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metricid._version import __version__
-from metricid.cli.model import open_model
+from metricid.cli.model import add_onnx_option, onnx_options, open_model
 from metricid.cli.photos import open_photos
 from metricid.data.decode import MAX_PIXELS
 from metricid.data.embedding_file import check_target, file_suffix, sidecars, write_embeddings
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes that read images")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    add_onnx_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace FILE, and parts of another run")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
@@ -90,7 +91,12 @@ def _check(options: argparse.Namespace) -> None:
 
 def _embed(options: argparse.Namespace, world: World) -> dict[str, Any] | None:
     """The outcome, on the main rank."""
-    model = open_model(options.model, device=world.device, precision=options.precision)
+    model = open_model(
+        options.model,
+        device=options.device if world.size == 1 else world.device,
+        precision=options.precision,
+        onnx=onnx_options(options.onnx),
+    )
     source, table = open_photos(
         options.data,
         root=options.root,

@@ -180,7 +180,7 @@ class VectorIndex:
         Returns:
             scores [Q, k], row numbers [Q, k].
         """
-        scores, ids = self.index.search(queries, k, params=self._parameters(effort, k))
+        scores, ids = _faiss_search(self.index, queries, k, self._parameters(effort, k))
         short = (ids[:, -1] < 0).nonzero()[0]
         if len(short):  # too few candidates within the effort: a graph in pieces, or short lists
             scores[short], ids[short] = self.exact(np.ascontiguousarray(queries[short]), k)
@@ -201,17 +201,17 @@ class VectorIndex:
         chosen = None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
         if self.kind == "ivf_sq8":
             visits = faiss.SearchParametersIVF(sel=chosen, nprobe=self.index.nlist)
-            return self.index.search(queries, k, params=visits)
+            return _faiss_search(self.index, queries, k, visits)
         whole = faiss.downcast_index(self.index.storage) if self.kind == "hnsw" else self.index
         if self.kind == "rabitq":
             whole = self._coded
-        return whole.search(queries, k, params=faiss.SearchParameters(sel=chosen))
+        return _faiss_search(whole, queries, k, faiss.SearchParameters(sel=chosen))
 
     def vectors(self, rows: _Ids) -> Vectors:
         """[N, D] the vectors of some row numbers as they are kept: float32, or decoded from 8 bits."""
         if self.kind == "ivf_sq8" and self.index.direct_map.no():
             self.index.make_direct_map()
-        return self._coded.reconstruct_batch(rows)
+        return np.asarray(self._coded.reconstruct_batch(rows))
 
 
 def _widened(ranges: Vectors | None) -> Vectors | None:
@@ -222,3 +222,10 @@ def _widened(ranges: Vectors | None) -> Vectors | None:
     bottom = np.floor(low * RANGE_STEPS) / RANGE_STEPS
     top = np.ceil((low + span) * RANGE_STEPS) / RANGE_STEPS
     return np.concatenate([bottom, np.maximum(top - bottom, 1 / RANGE_STEPS)]).astype(np.float32)
+
+
+def _faiss_search(index: Any, queries: Vectors, k: int, parameters: Any) -> tuple[Vectors, _Ids]:
+    """The search of FAISS itself: `faiss.contrib.torch_utils`, which other libraries import, puts one without
+    parameters in its place and keeps this one under another name."""
+    search = getattr(index, "search_numpy", None) or index.search
+    return search(queries, k, params=parameters)

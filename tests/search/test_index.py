@@ -1,5 +1,10 @@
 """The index against brute force and plain faiss; what is added, removed, refused."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pyarrow as pa
@@ -151,7 +156,7 @@ def test_no_byte_of_who_was_removed_stays_in_any_file(place, build, kind):
     rows = SearchIndex(place).rows
     assert key not in rows["path"].to_pylist()
     if kind in ("ivf_sq8", "rabitq"):
-        centres = index._index._inverted.quantizer.reconstruct_n()
+        centres = np.asarray(index._index._inverted.quantizer.reconstruct_n())
         assert np.abs(centres - people.vectors[42]).max(axis=1).min() > 1e-3
 
 
@@ -285,3 +290,24 @@ def test_any_row_of_changes_leaves_what_a_dictionary_would_hold(tmp_path_factory
     assert sorted(index.rows["path"].to_pylist()) == sorted(held)
     if held:
         assert np.allclose(index.get(list(held))[0], np.stack(list(held.values())), atol=1e-7)
+
+
+def test_searches_go_on_where_another_library_has_changed_faiss(tmp_path):
+    """`faiss.contrib.torch_utils` replaces `search` by one that takes no parameters."""
+    script = (
+        "import sys, numpy as np, faiss, faiss.contrib.torch_utils\n"
+        "from metricid.search import KINDS, Filter, SearchIndex\n"
+        "from search.people import People\n"
+        "people = People.make(60)\n"
+        "for kind in KINDS:\n"
+        "    index = SearchIndex.build(f'{sys.argv[1]}/{kind}', people.source, kind=kind)\n"
+        "    assert index.query(people.vectors, 1).keys[:, 0].tolist() == people.keys\n"
+        "    hits = index.query(people.vectors, 1, Filter.parse(['camera=1']))\n"
+        "    assert hits.rows['camera'][0].as_py() == '1'\n"
+        "    index.add(['new'], people.vectors[:1], people.rows.slice(0, 1).drop_columns(['path']))\n"
+        "    assert index.remove(identity='person-0003') == 5\n"
+    )
+    paths = os.pathsep.join(map(str, Path(__file__).parents[1:3]))
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
