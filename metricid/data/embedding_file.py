@@ -167,7 +167,8 @@ class EmbeddingReader:
 
     def _open_parquet(self) -> None:
         try:
-            self._file = file = pyarrow.parquet.ParquetFile(self.path)
+            # Buffering ahead, the default, holds the whole file in memory before the first block.
+            self._file = file = pyarrow.parquet.ParquetFile(self.path, pre_buffer=False)
             schema = file.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
@@ -270,7 +271,8 @@ def _stored(
                 f"{np.abs(block[large[0]]).max():.3g}, float16 ends at 65504; store float32 or normalise"
             )
         start += len(block)
-        yield stored
+        if start <= len(table):
+            yield stored
     if start != len(table):
         raise InputError(
             f"{table.name}: {start} embeddings for {len(table)} rows; both must come from one run"
