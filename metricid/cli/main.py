@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint, stored embeddings or a baseline",
     "export": "write a trained model as ONNX, in float or int8, checked on images",
     "prepare": "turn a data set into manifests: check it, split it by identity",
+    "demo": "a local page: search with a photo, compare two, browse confusions",
     "report": "one HTML page about a run: curves, ranked lists, confusions, map, training",
     "search": "index embeddings, find the most alike, add and forget people",
 }
