@@ -7,6 +7,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+collect_ignore = ["search/kill_at_every_step.py"]  # a program that a test starts
 
 
 @pytest.fixture(scope="session")
