@@ -75,10 +75,10 @@ class Door:
     def _foreign(self, headers: MutableMapping[str, str]) -> str:
         """Why a request is not for this server, or is not of its own page; empty if all is well."""
         host = headers.get("host", "")
-        if self._hosts is not None and urlsplit(f"//{host}").hostname not in self._hosts:
+        if self._hosts is not None and _name(host) not in self._hosts:
             return "this server does not go by that name\n"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             return "requests of other pages are not answered\n"
         return ""
 
@@ -100,6 +100,14 @@ class Door:
             return
         cookie = f"{COOKIE}={self._pass}; HttpOnly; SameSite=Strict; Path=/"
         await _answer(send, 303, "", [(b"location", b"/"), (b"set-cookie", cookie.encode())])
+
+
+def _name(host: str) -> str | None:
+    """The name in a `Host` header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _equal(given: str, expected: str) -> bool:

@@ -113,7 +113,14 @@ def test_a_local_server_answers_to_its_own_names_only():
     door = Door(inside, hosts=frozenset({"localhost", "127.0.0.1", "::1"}))
     for host in ("127.0.0.1:7860", "localhost", "[::1]:80"):
         assert status(ask(door, host=host)) == 200
-    for host in ("evil.example", "127.0.0.1.evil.example:7860", "", "evil.example:127.0.0.1"):
+    for host in (
+        "evil.example",
+        "127.0.0.1.evil.example:7860",
+        "",
+        "evil.example:127.0.0.1",
+        "[",
+        "127.0.0.1@evil",
+    ):
         assert status(ask(door, host=host)) == 403
     assert ask(door, kind="websocket", host="evil.example")[0]["type"] == "websocket.close"
 
@@ -121,7 +128,7 @@ def test_a_local_server_answers_to_its_own_names_only():
 def test_a_page_elsewhere_cannot_send_requests():
     door = Door(inside)
     assert status(ask(door, method="POST", origin=f"http://{HOST}")) == 200
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999"):
+    for origin in ("http://evil.example", "null", "http://[", "http://127.0.0.1:9999"):
         assert status(ask(door, method="POST", origin=origin)) == 403
 
 
