@@ -24,6 +24,8 @@ STYLE = """
 .m-legend span::before { content: ""; display: inline-block; width: .9em; height: .7em; margin-right: .35em; }
 .m-legend .m-impostor::before { background: #b45309; opacity: .6; }
 .m-legend .m-genuine::before { background: #1d4ed8; opacity: .6; }
+.dark .m-legend .m-impostor::before { background: #fb923c; }
+.dark .m-legend .m-genuine::before { background: #60a5fa; }
 .m-legend .m-line::before { border-top: 2px dashed currentColor; height: .25em; }
 .m-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(124px, 1fr)); gap: .6rem;
   list-style: none !important; margin: 0 !important; padding: 0 !important; }
