@@ -145,7 +145,8 @@ with parts.locked():
     read = lambda: (parts.read(part)[1] for part in range(len(parts)))
     float16_error(read())
     write_embeddings(target, table, read(), {}, dimension=1024)
-    assert sum(len(vectors) for vectors, _ in EmbeddingReader(target).blocks(500)) == count
+    if target.suffix == ".parquet":  # a mapped .npy file counts as memory while it is read
+        assert sum(len(vectors) for vectors, _ in EmbeddingReader(target).blocks(500)) == count
     parts.remove()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -157,5 +158,4 @@ def test_memory_does_not_grow_with_the_number_of_embeddings(tmp_path, suffix):
     for count in (2_000, 16_000):
         words = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / f"{count}{suffix}")]
         peaks.append(int(subprocess.run(words, capture_output=True, check=True, timeout=120).stdout))
-    if suffix == ".parquet":  # a mapped .npy file counts as memory while it is read
-        assert peaks[1] - peaks[0] < 20, "56 MiB more of embeddings"
+    assert peaks[1] - peaks[0] < 20, "for 55 MiB more of embeddings"

@@ -239,8 +239,8 @@ PROGRAM = """
     loader = Loader(dataset, ShuffleSampler(labels, 2), workers=2)
     stream = loader.epoch(0)
     next(stream)
-    print(*[worker.pid for worker in loader._loader._iterator._workers], flush=True)
     try:
+        print(*[worker.pid for worker in loader._loader._iterator._workers], flush=True)
         while True:
             time.sleep(0.1)
     except KeyboardInterrupt:
