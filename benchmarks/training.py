@@ -1,27 +1,31 @@
 """How much of the bare network's speed the whole training loop keeps.
 
-Three loops over the same backbone, optimiser, precision and batch size, measured in turns in one process:
+Loops over the same backbone, optimiser, precision and batch size, each in a process of its own:
 
-- bare: forward + backward + step on one batch that lies in memory;
-- metricid: the trainer's own loop over JPEG files in a tar (decode, augment, workers, loss, clipping, log);
+- bare: forward + backward + step on one batch that lies in memory, as one writes them by hand;
+- bare, memory kept: the same with the trainer's setting of the C library (`metricid.training.memory`);
+- metricid: the trainer's own loop over JPEG files in a tar (decode, augment, loss, clipping, log);
 - plain: what one writes by hand: torchvision's ImageFolder with PIL, a DataLoader, a PyTorch loop.
 
-The three take turns; a ratio is the median of the ratios of the rounds, so that a machine that slows down
-for a while slows both sides of it.
+They take turns; a ratio is the median of the ratios of the rounds, so that a machine that slows down for a
+while slows both sides of it. An idle process takes no time.
 
     python benchmarks/training.py                     # 112x112 JPEGs, resnet18, softmax
-    python benchmarks/training.py --steps 40 --repeats 9 --precision fp32
+    python benchmarks/training.py --batch-size 64 --repeats 15 --precision fp32
 """
 
 import argparse
 import io
 import json
 import logging
+import multiprocessing
+import os
 import statistics
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +35,16 @@ import torchvision
 from torch import nn
 
 from metricid.config import RunConfig
-from metricid.data.factory import pick_workers
 from metricid.data.synthetic import SyntheticFaces
 from metricid.training.build import Run, build_run, check_recipe
 from metricid.training.distributed import World, pick_device
+from metricid.training.memory import keep_freed_memory
 from metricid.training.optim import build_optimizer, parameter_groups
 from metricid.training.precision import Precision, pick_precision
 from metricid.training.trainer import Trainer
 
 SIZE = (112, 112)
+KEPT = "bare, memory kept"
 
 
 def write_images(folder: Path, identities: int, images: int) -> None:
@@ -96,7 +101,7 @@ def train_step(
     optimizer.step()
 
 
-def bare_loop(run: Run) -> Callable[[int], float]:
+def bare_loop(run: Run, folder: Path) -> Callable[[int], float]:
     """Forward, backward and step on a batch that lies in memory, already normalised."""
     device, precision, batch = run.world.device, run.precision, run.loader.sampler.batch_size
     embedder = build_run(run.config, run.world).embedder
@@ -121,7 +126,7 @@ def metricid_loop(run: Run, folder: Path) -> Callable[[int], float]:
     device, batch = run.world.device, run.loader.sampler.batch_size
 
     def measure(steps: int) -> float:
-        trainer = Trainer(run, folder)
+        trainer = Trainer(run, folder / "run")
         trainer.resume()  # from the end of the repeat before
         trainer.total_steps = trainer.position.step + 4 + steps
         starts: list[float] = []
@@ -140,7 +145,10 @@ def metricid_loop(run: Run, folder: Path) -> Callable[[int], float]:
 
 
 def plain_loop(run: Run, folder: Path) -> Callable[[int], float]:
-    """ImageFolder + PIL + DataLoader + a loop, with the same network, optimiser and precision."""
+    """ImageFolder + PIL + DataLoader + a loop, with the same network, optimiser and precision.
+
+    One worker less than cores, as PyTorch's own advice has it; with none it was slower still.
+    """
     device, precision, batch = run.world.device, run.precision, run.loader.sampler.batch_size
     tensor = torchvision.transforms.Compose(
         [
@@ -153,7 +161,7 @@ def plain_loop(run: Run, folder: Path) -> Callable[[int], float]:
     )
     dataset = torchvision.datasets.ImageFolder(str(folder / "faces"), tensor)
     loader = torch.utils.data.DataLoader(
-        dataset, batch, shuffle=True, drop_last=True, num_workers=pick_workers(run.config.data.workers, 1)
+        dataset, batch, shuffle=True, drop_last=True, num_workers=max(1, (os.cpu_count() or 1) - 1)
     )
     embedder = build_run(run.config, run.world).embedder.to(memory_format=torch.contiguous_format)
     head = nn.Linear(embedder.embedding_dim, len(run.label_map), bias=False).to(device)
@@ -193,52 +201,82 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+LOOPS = {"bare": bare_loop, KEPT: bare_loop, "metricid": metricid_loop, "plain": plain_loop}
+
+
+def serve(name: str, folder: Path, options: argparse.Namespace, pipe: Connection) -> None:
+    """One loop in a process: answers each number of steps with images per second."""
+    logging.disable()
+    device = pick_device(options.device)
+    if device.type == "cpu" and name in (KEPT, "metricid"):
+        keep_freed_memory()
+    measure = LOOPS[name](build_run(recipe(folder, options), World(0, 1, device)), folder)
+    while True:
+        pipe.send(measure(pipe.recv()))
+
+
+def measure_in_turns(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Images per second of each loop in each round."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    processes = []
+    for name in LOOPS:
+        pipes[name], theirs = context.Pipe()
+        process = context.Process(target=serve, args=(name, folder, options, theirs))
+        process.start()
+        processes.append(process)
+        theirs.close()
+    speeds: dict[str, list[float]] = {name: [] for name in LOOPS}
+    try:
+        for turn in range(options.repeats + 1):
+            for name, pipe in pipes.items():
+                pipe.send(options.steps)
+                speed = pipe.recv()
+                if turn:  # the first round starts workers and fills caches
+                    speeds[name].append(speed)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    return speeds
+
+
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--augment", default="face", choices=["face", "plain"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    logging.disable()
     device = pick_device(options.device)
-    world = World(0, 1, device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder, identities=100, images=40)
-        run = build_run(recipe(folder, options), world)
-        precision: Precision = pick_precision(options.precision, device)
-        loops = {
-            "bare": bare_loop(run),
-            "metricid": metricid_loop(run, folder / "run"),
-            "plain": plain_loop(run, folder),
-        }
-        speeds: dict[str, list[float]] = {name: [] for name in loops}
-        for _ in range(options.repeats):
-            for name, measure in loops.items():
-                speeds[name].append(measure(options.steps))
+        speeds = measure_in_turns(folder, options)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     ratios = {
         f"metricid / {other}": statistics.median(
             ours / theirs for ours, theirs in zip(speeds["metricid"], speeds[other], strict=True)
         )
-        for other in ("bare", "plain")
+        for other in LOOPS
+        if other != "metricid"
     }
+    precision = pick_precision(options.precision, device).name
     cpu = f"CPU, {torch.get_num_threads()} threads"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     if options.json:
-        print(json.dumps({"device": where, "precision": precision.name, "speeds": speeds, "ratios": ratios}))
+        print(json.dumps({"device": where, "precision": precision, "speeds": speeds, "ratios": ratios}))
         return
-    print(f"{options.backbone}, 112x112 JPEG, batch {options.batch_size}, {precision.name}, {where}")
+    print(f"{options.backbone}, 112x112 JPEG, batch {options.batch_size}, {precision}, {where}")
     for name, values in speeds.items():
-        print(f"{name:10} {medians[name]:7.1f} img/s  (runs: {', '.join(f'{v:.1f}' for v in values)})")
+        print(f"{name:18} {medians[name]:7.1f} img/s  (runs: {', '.join(f'{v:.1f}' for v in values)})")
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
 

@@ -158,7 +158,7 @@ def _open(options: argparse.Namespace) -> _Run:
         precision=pick_precision(options.precision, device),
         batch_size=options.batch_size or config.evaluation.batch_size,
         flip=config.evaluation.flip,
-        workers=pick_workers(data.workers if options.workers is None else options.workers, 1),
+        workers=pick_workers(data.workers if options.workers is None else options.workers, 1, device),
         on_corrupt=data.on_corrupt,
     )
     if embedded.skipped:

@@ -179,7 +179,9 @@ def _make_parts(
             device=world.device,
             batch_size=batch,
             flip=options.flip,
-            workers=pick_workers("auto" if options.workers is None else options.workers, world.size),
+            workers=pick_workers(
+                "auto" if options.workers is None else options.workers, world.size, world.device
+            ),
             on_corrupt=options.on_corrupt,
             bar=bar,
         )

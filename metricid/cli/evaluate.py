@@ -231,7 +231,7 @@ def _embed(
     settings: EvaluationConfig,
     world: World,
 ) -> Embedded:
-    workers = pick_workers(data.workers, world.size)
+    workers = pick_workers(data.workers, world.size, world.device)
     if subject.model is not None:
         vectors, kept, skipped = embed_with(
             {subject.name: subject.model},

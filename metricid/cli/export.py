@@ -105,7 +105,9 @@ def run(options: argparse.Namespace) -> int:
         source,
         some_identities(table, options.check_images),
         flip=config.evaluation.flip if options.flip is None else options.flip,
-        workers=pick_workers(config.data.workers if options.workers is None else options.workers, 1),
+        workers=pick_workers(
+            config.data.workers if options.workers is None else options.workers, 1, torch.device("cpu")
+        ),
         on_corrupt=config.data.on_corrupt,
         distractors=_distractors(config, options),
     )

@@ -236,7 +236,9 @@ def _embed(
         precision=pick_precision(options.precision, world.device),
         batch_size=options.batch_size or config.evaluation.batch_size,
         flip=config.evaluation.flip,
-        workers=pick_workers(config.data.workers if options.workers is None else options.workers, world.size),
+        workers=pick_workers(
+            config.data.workers if options.workers is None else options.workers, world.size, world.device
+        ),
         on_corrupt=config.data.on_corrupt,
     )
 

@@ -249,7 +249,7 @@ def embed_photos(
         table.paths,
         build_transform("plain", size=model.preprocessing.size, train=False),
         batch_size=BATCH,
-        workers=pick_workers("auto", 1),
+        workers=pick_workers("auto", 1, torch.device("cpu")),
         on_corrupt="error",
     )
     vectors = np.empty((len(table), model.output_dim), np.float32)

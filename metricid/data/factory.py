@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from metricid.config import DataConfig, Problem, SplitConfig, expand
@@ -190,13 +191,24 @@ def _rows(table: Manifest, chosen: np.ndarray, name: str) -> Manifest:
     return table.select(chosen)
 
 
-def pick_workers(setting: int | str, world_size: int) -> int:
-    """Loader processes: as given, or one less than the cores that each rank of this node has, at most 8."""
+def pick_workers(setting: int | str, world_size: int, device: torch.device) -> int:
+    """Loader processes: as given, or one less than the cores that each rank of this node has, at most 8.
+
+    A network on a CPU with one or two cores gets none: its threads would wait for the one whose core a worker
+    takes, which costs more than reading in turns.
+
+    Args:
+        setting: a number, or `auto`.
+        world_size: ranks, where `torchrun` does not say how many are on this node.
+        device: where the network runs.
+    """
     if isinstance(setting, int):
         return setting
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return max(1, min(8, cores // ranks_here - 1))
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if device.type == "cpu" and share <= 2:
+        return 0
+    return max(1, min(8, share - 1))
 
 
 def layout_options(layout: str, texts: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import cv2
@@ -55,7 +54,6 @@ class Loader:
         workers: int = 0,
         prefetch: int = 2,
         pin_memory: bool = False,
-        niceness: int = 0,
     ):
         """
         Args:
@@ -64,7 +62,6 @@ class Loader:
             workers: processes that read and augment; 0 does it in this process.
             prefetch: batches that each worker prepares ahead.
             pin_memory: page-locked batches for faster copies to a GPU; without a GPU it has no effect.
-            niceness: how far the workers step back for other processes, see `pick_niceness`.
 
         Raises:
             InputError: a negative number of workers, or a prefetch below 1.
@@ -74,7 +71,7 @@ class Loader:
         self.corrupt: list[str] = []
         self._known_corrupt: set[str] = set()
         self._keys = _EpochKeys(sampler)
-        self._options = (workers, prefetch, pin_memory, niceness)
+        self._options = (workers, prefetch, pin_memory)
         self._loader: DataLoader[Any] | None = _worker_loader(dataset, self._keys, *self._options)
 
     def num_batches(self, epoch: int) -> int:
@@ -117,7 +114,6 @@ def iterate_images(
     *,
     on_corrupt: OnCorrupt = "error",
     skipped: list[str] | None = None,
-    niceness: int = 0,
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Images in the order of `paths`, in batches, for inference.
 
@@ -129,7 +125,6 @@ def iterate_images(
         workers: processes that read; 0 does it in this process.
         on_corrupt: `"error"` raises; `"skip"` leaves an undecodable image out.
         skipped: a list that takes the paths left out.
-        niceness: how far the workers step back for other processes, see `pick_niceness`.
 
     Yields:
         images [B, H, W, 3] uint8, and their places in `paths`, [B] int64; never an empty batch.
@@ -142,22 +137,13 @@ def iterate_images(
     dataset = _Ordered(source, paths, transform, on_corrupt == "skip")
     batches = [range(i, min(i + batch_size, len(paths))) for i in range(0, len(paths), batch_size)]
     loader = _worker_loader(
-        dataset, batches, min(workers, max(len(batches) - 1, 0)), 2, False, niceness, persistent=False
+        dataset, batches, min(workers, max(len(batches) - 1, 0)), 2, False, persistent=False
     )
     for chunk in _chunks(loader):
         if skipped is not None:
             skipped += chunk.corrupt
         if len(chunk.rows):
             yield chunk.images, chunk.rows
-
-
-def pick_niceness(device: torch.device) -> int:
-    """How far workers step back for the network: on a CPU the two share the cores.
-
-    The threads of the network wait for the slowest of them, so a worker that takes the time of one core holds
-    up all cores. Stepping back, workers do most of their work while the network waits for a batch.
-    """
-    return 10 if device.type == "cpu" else 0
 
 
 class _EpochKeys:
@@ -208,7 +194,6 @@ def _worker_loader(
     workers: int,
     prefetch: int,
     pin_memory: bool,
-    niceness: int,
     persistent: bool = True,
 ) -> DataLoader[Any]:
     if workers < 0 or prefetch < 1:
@@ -219,7 +204,7 @@ def _worker_loader(
         num_workers=workers,
         collate_fn=_as_is,
         pin_memory=pin_memory and torch.cuda.is_available(),
-        worker_init_fn=partial(_start_worker, niceness),
+        worker_init_fn=_start_worker,
         prefetch_factor=prefetch if workers else None,
         persistent_workers=persistent and workers > 0,
         multiprocessing_context=_context() if workers else None,
@@ -246,7 +231,7 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(niceness: int, worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Leaves Ctrl-C and a SIGTERM sent to all processes to the training process, and keeps to one core.
 
     A SIGTERM of the training process itself, or after its end, still ends the worker at once.
@@ -256,8 +241,6 @@ def _start_worker(niceness: int, worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)
-    if niceness and hasattr(os, "nice"):
-        os.nice(niceness)
 
 
 def _end_with(parent: int) -> None:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from metricid.data.dataset import OnCorrupt
-from metricid.data.loader import iterate_images, pick_niceness
+from metricid.data.loader import iterate_images
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
@@ -58,7 +57,6 @@ def embed_with(
         workers,
         on_corrupt=on_corrupt,
         skipped=skipped,
-        niceness=pick_niceness(torch.device("cpu")),
     )
     with tqdm(total=len(table), desc=label, unit="img", leave=False, mininterval=1.0) as bar:
         for batch, index in images:

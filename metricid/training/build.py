@@ -10,7 +10,7 @@ import torch
 from metricid.config import Problem, RunConfig, parse_recipe
 from metricid.data.dataset import ImageDataset
 from metricid.data.factory import Splits, build_splits, data_problems, pick_workers
-from metricid.data.loader import Loader, pick_niceness
+from metricid.data.loader import Loader
 from metricid.data.samplers import SAMPLERS
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
@@ -115,10 +115,9 @@ def build_run(config: RunConfig, world: World) -> Run:
     loader = Loader(
         dataset,
         sampler,
-        workers=pick_workers(config.data.workers, world.size),
+        workers=pick_workers(config.data.workers, world.size, world.device),
         prefetch=config.data.prefetch,
         pin_memory=world.device.type == "cuda",
-        niceness=pick_niceness(world.device),
     )
     embedder = build_embedder(config)
     try:

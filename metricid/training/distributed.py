@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from metricid.config import DEVICE
 from metricid.errors import InputError
+from metricid.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class World:
 def start_world(device: str) -> World:
     """Joins the process group if `torchrun` started several processes, and picks this process's device.
 
+    On a CPU, this process keeps its freed memory from then on (see `keep_freed_memory`).
+
     Args:
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
 
@@ -49,6 +52,8 @@ def start_world(device: str) -> World:
         raise InputError(f"device: all {size} processes would share {device}; use device=cuda")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    elif chosen.type == "cpu":
+        keep_freed_memory()
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return World(rank, size, chosen)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from metricid.data.dataset import OnCorrupt
 from metricid.data.embedding_parts import PartFolder, stamp_images
-from metricid.data.loader import iterate_images, pick_niceness
+from metricid.data.loader import iterate_images
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
@@ -83,7 +83,6 @@ def embed_parts(
             batch_size=batch_size,
             workers=workers,
             on_corrupt=on_corrupt,
-            niceness=pick_niceness(device),
         )
     )
     count, place = 0, 0

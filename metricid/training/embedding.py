@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from metricid.data.dataset import OnCorrupt
-from metricid.data.loader import iterate_images, pick_niceness
+from metricid.data.loader import iterate_images
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
@@ -80,7 +80,6 @@ def embed_images(
             workers=workers,
             on_corrupt=on_corrupt,
             skipped=skipped,
-            niceness=pick_niceness(world.device),
         )
         with (
             torch.inference_mode(),

@@ -215,8 +215,9 @@ class Trainer:
         """The norm of all gradients together, after limiting it."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if self.config.train.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.config.train.clip_norm, norm, foreach=True)
+        limit = self.config.train.clip_norm
+        if limit is not None and float(norm) > limit:  # else it would multiply every gradient by 1
+            nn.utils.clip_grads_with_norm_(self.parameters, limit, norm, foreach=True)
         return float(norm)
 
     def _count_nonfinite(self, terms: dict[str, Tensor], total: float, norm: float) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from metricid.config import DataConfig, EvaluationConfig
@@ -98,7 +99,7 @@ def evaluate_model(
         precision=precision,
         batch_size=options.batch_size,
         flip=options.flip,
-        workers=pick_workers(data.workers, world.size),
+        workers=pick_workers(data.workers, world.size, world.device),
         on_corrupt=data.on_corrupt,
     )
     return run_protocols(embedded, options, subject=subject, how=flip_text(options), pairs=pairs)
@@ -121,7 +122,9 @@ def evaluate_pixels(
     Raises:
         InputError: more pixels than 4 GiB of float32.
     """
-    embedded = pixel_vectors(source, table, data.size, pick_workers(data.workers, 1), data.on_corrupt)
+    embedded = pixel_vectors(
+        source, table, data.size, pick_workers(data.workers, 1, torch.device("cpu")), data.on_corrupt
+    )
     return run_protocols(embedded, options, subject="raw pixels", how="no flip", pairs=pairs)
 
 

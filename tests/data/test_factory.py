@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 
 from metricid.config import DataConfig, SplitConfig
 from metricid.data.factory import build_splits, pick_workers, split_table
@@ -56,7 +57,16 @@ def test_official_queries_and_distractors_without_a_split(market):
 def test_workers_share_the_cores_of_their_own_node(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert pick_workers(3, 16) == 3
-    assert pick_workers("auto", 2) == 3
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert pick_workers(3, 16, cpu) == 3
+    assert pick_workers("auto", 2, gpu) == pick_workers("auto", 2, cpu) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert pick_workers("auto", 16) == 3
+    assert pick_workers("auto", 16, gpu) == 3
+
+
+def test_no_workers_beside_a_network_that_needs_both_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(2), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert pick_workers("auto", 1, torch.device("cpu")) == 0
+    assert pick_workers("auto", 1, torch.device("cuda")) == 1
+    assert pick_workers(1, 1, torch.device("cpu")) == 1

@@ -14,7 +14,7 @@ from image_files import encoded, picture
 from metricid.data import loader as loader_module
 from metricid.data.dataset import ImageDataset
 from metricid.data.decode import ImageError
-from metricid.data.loader import Loader, iterate_images, pick_niceness
+from metricid.data.loader import Loader, iterate_images
 from metricid.data.manifest import Manifest
 from metricid.data.samplers import PKSampler, ShuffleSampler
 from metricid.data.sources import open_source
@@ -329,14 +329,3 @@ def test_signals_that_come_while_workers_start_are_left_to_the_training_process(
     with_workers = loader(root, workers=2, sampler=ShuffleSampler(MANIFEST.labels(), 2))
     assert len(list(with_workers.epoch(0))) == 12
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-
-
-@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="processes have no priority here")
-def test_workers_step_back_for_a_network_on_the_cpu(root):
-    assert pick_niceness(torch.device("cuda")) == 0
-    niceness = pick_niceness(torch.device("cpu"))
-    with_workers = loader(root, workers=1, niceness=niceness)
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    next(with_workers.epoch(0))
-    (worker,) = multiprocessing.active_children()
-    assert os.getpriority(os.PRIO_PROCESS, worker.pid) == min(own + niceness, 19) > own
