@@ -96,4 +96,4 @@ def test_the_assertion_on_the_device_looks_at_the_range(monkeypatch: pytest.Monk
 
 def test_pairwise_says_which_losses_compare_samples() -> None:
     pairwise = {name for name in LOSSES.names() if LOSSES.get(name).pairwise}  # type: ignore[attr-defined]
-    assert pairwise == {"triplet", "contrastive", "supcon"}
+    assert pairwise == {"triplet", "contrastive", "supcon", "zero_mean", "uniformity", "koleo"}
