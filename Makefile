@@ -1,10 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
+RUN := runs/quickstart
 
 .PHONY: quickstart test lint clean
 
 quickstart: $(BIN)/metricid
 	$(BIN)/metricid train quickstart
+	test -f $(RUN)/report.html || $(BIN)/metricid report $(RUN)
+	$(BIN)/metricid embed $(RUN) --overwrite
+	$(BIN)/metricid search build $(RUN)/embeddings.parquet -o $(RUN)/index --model $(RUN) --overwrite
+	$(BIN)/metricid search query $(RUN)/index --row 0 -k 5
+	@echo "everything is in $(RUN); open $(RUN)/report.html in a browser"
 
 test: $(BIN)/metricid
 	$(BIN)/ruff check .

@@ -175,10 +175,11 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
-    """The JSONL log is always written."""
+    """What is written down beside the results. The JSONL log always is."""
 
     every: Count = Field(10, description="steps between log lines")
     tensorboard: bool = False
+    report: bool = Field(True, description="write report.html at the end; it shows test images and names")
 
 
 class RunConfig(Section):

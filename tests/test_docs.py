@@ -229,12 +229,13 @@ def test_train_page_has_every_option_of_a_recipe_with_its_default(path):
     assert_options(table, expected, path)
 
 
-@pytest.mark.parametrize("command", ["prepare", "evaluate", "train"])
+@pytest.mark.parametrize("command", ["prepare", "evaluate", "train", "demo"])
 def test_pages_have_every_option_of_a_command(command):
     place = {
         "prepare": ("docs/data.md", "metricid prepare"),
         "evaluate": ("docs/evaluate.md", "Options"),
         "train": ("docs/train.md", "Train"),
+        "demo": ("docs/demo.md", "Options"),
     }[command]
     expected = {flag for action in parser_of(command)._actions for flag in action.option_strings}
     named = {name for name in tables(section(*place))["option"] if name.startswith("-")}

@@ -1,4 +1,4 @@
-"""`metricid embed MODEL DATA -o FILE`: embeddings of any number of images in one file."""
+"""`metricid embed MODEL [DATA] -o FILE`: embeddings of any number of images in one file."""
 
 import argparse
 import json
@@ -12,8 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from metricid._version import __version__
-from metricid.cli.model import add_onnx_option, onnx_options, open_model
+from metricid.cli.model import ONNX_SUFFIX, add_onnx_option, onnx_options, open_model
 from metricid.cli.photos import open_photos
+from metricid.cli.subject import own_recipe, run_splits
+from metricid.config import RunConfig
 from metricid.data.decode import MAX_PIXELS
 from metricid.data.embedding_file import check_target, file_suffix, sidecars, write_embeddings
 from metricid.data.embedding_parts import PartFolder, stamp_images
@@ -27,6 +29,7 @@ from metricid.training.distributed import World, barrier, gather_objects, start_
 from metricid.training.embed_parts import Speed, embed_parts
 
 PART_IMAGES = 2048
+OWN_FILE = "embeddings.parquet"
 SHOWN = 10
 
 
@@ -34,10 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", help="run folder, checkpoint (.pt) or ONNX file")
     parser.add_argument(
-        "data", help="folder, tar file, table of images (.csv, .parquet), or " + ", ".join(sorted(SYNTHETIC))
+        "data",
+        nargs="?",
+        help="folder, tar file, table of images (.csv, .parquet), or "
+        + ", ".join(sorted(SYNTHETIC))
+        + "; without it the run's own test images",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".parquet or .npy")
-    parser.add_argument("--root", help="where the images of a table are (default: its own folder)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=".parquet or .npy")
+    parser.add_argument("--root", help="where the images of a table are, or the run's own are now")
+    parser.add_argument("--manifest", help="where the run's own table is now")
     parser.add_argument("--layout", help="what the data is: " + ", ".join(layout_names()))
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="of the layout, such as seed=1"
@@ -47,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--normalise", action="store_true", help="scale every embedding to length 1")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="how it is stored")
     parser.add_argument("--license", metavar="TEXT", help="what others may do with it, for the card")
-    parser.add_argument("--on-corrupt", default="error", choices=["error", "skip"], help="unreadable images")
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="largest image")
+    parser.add_argument("--on-corrupt", choices=["error", "skip"], help="unreadable images")
+    parser.add_argument("--max-pixels", type=int, help="largest image")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--part-images", type=int, default=PART_IMAGES, help="a kill loses at most so many")
     parser.add_argument("--workers", type=int, help="processes that read images")
@@ -61,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Embeds what is not embedded yet, joins the parts, and prints what was done."""
+    _resolve(options)
     _check(options)
     world = start_world(options.device)
     try:
@@ -70,6 +79,26 @@ def run(options: argparse.Namespace) -> int:
     if outcome is not None:
         print(json.dumps(outcome, indent=2) if options.json else _text(outcome), flush=True)
     return 0
+
+
+def _resolve(options: argparse.Namespace) -> None:
+    """Says what follows from DATA being there or not."""
+    model = Path(options.model)
+    if options.data is not None:
+        if options.manifest is not None:
+            raise InputError("--manifest: is for the run's own images; another table is given as DATA")
+        if options.output is None:
+            raise InputError("-o: give the file to write, .parquet or .npy")
+        return
+    if model.suffix.lower() == ONNX_SUFFIX:
+        raise InputError(f"{model}: an ONNX file says nothing of test images; give DATA")
+    for name in ("layout", "option"):
+        if getattr(options, name):
+            raise InputError(f"--{name}: says what DATA is; give DATA")
+    if options.output is None:
+        if not model.is_dir():
+            raise InputError(f"{model}: is no run folder; give -o FILE, or the folder of a run")
+        options.output = model / OWN_FILE
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -91,22 +120,28 @@ def _check(options: argparse.Namespace) -> None:
 
 def _embed(options: argparse.Namespace, world: World) -> dict[str, Any] | None:
     """The outcome, on the main rank."""
+    place, config = own_recipe(Path(options.model)) if options.data is None else (options.model, None)
+    if options.on_corrupt is None:
+        options.on_corrupt = "error" if config is None else config.data.on_corrupt
     model = open_model(
-        options.model,
+        place,
         device=options.device if world.size == 1 else world.device,
         precision=options.precision,
         onnx=onnx_options(options.onnx),
     )
-    source, table = open_photos(
-        options.data,
-        root=options.root,
-        layout=options.layout,
-        option=options.option,
-        split=options.split,
-        max_pixels=options.max_pixels,
-        size=model.preprocessing.size,
-        say=_say if world.is_main else _silent,
-    )
+    if config is None:
+        source, table = open_photos(
+            options.data,
+            root=options.root,
+            layout=options.layout,
+            option=options.option,
+            split=options.split,
+            max_pixels=options.max_pixels or MAX_PIXELS,
+            size=model.preprocessing.size,
+            say=_say if world.is_main else _silent,
+        )
+    else:
+        source, table = _own_images(options, config)
     batch = min(options.batch_size, options.part_images)
     parts = PartFolder(options.output, len(table), options.part_images // batch * batch)
     if not world.is_main:
@@ -128,6 +163,26 @@ def _embed(options: argparse.Namespace, world: World) -> dict[str, Any] | None:
         "images_per_second": round(images / seconds, 1) if images else None,
         "waiting_for_images": round(waited, 4) if images else None,
     }
+
+
+def _own_images(options: argparse.Namespace, config: RunConfig) -> tuple[ImageSource, Manifest]:
+    """The run's test images."""
+    splits = run_splits(
+        config,
+        root=options.root,
+        manifest=options.manifest,
+        max_pixels=options.max_pixels,
+        hint="or give DATA",
+    )
+    if splits.test is None:
+        raise InputError(f"{options.model}: its recipe has no test identities (data.split); give DATA")
+    table = splits.test
+    if options.split is not None:
+        column = table.column("split")
+        if column is None or not (column == options.split).any():
+            raise InputError(f"--split: no test image of {options.model} has split {options.split!r}")
+        table = table.select(column == options.split)
+    return splits.source, table
 
 
 def _binding(

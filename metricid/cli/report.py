@@ -3,29 +3,23 @@
 import argparse
 import json
 import os
-import shlex
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from metricid.config import DataConfig, EvaluationConfig, RunConfig, apply_overrides, expand
-from metricid.data.decode import ImageError
+from metricid.cli.subject import run_splits, warn
+from metricid.config import EvaluationConfig, RunConfig, apply_overrides, expand
 from metricid.data.embedding_set import EmbeddingSet
-from metricid.data.factory import SYNTHETIC, Splits, build_splits, pick_workers
+from metricid.data.factory import pick_workers
 from metricid.data.manifest import Manifest, check_files
 from metricid.data.sources import ImageSource, open_source
 from metricid.errors import InputError
 from metricid.evaluation import PROTOCOLS
-from metricid.files import atomic_write
 from metricid.registry import unknown
 from metricid.report.embedding_map import METHODS
-from metricid.report.page import Report, render
-from metricid.report.people import Choice, lay_out, look_at_people
-from metricid.report.run_files import read_environment, read_log, read_results, read_text
+from metricid.report.page import Report
+from metricid.report.people import Choice
+from metricid.report.run_files import read_environment, read_results
 from metricid.report.search_view import MOST_QUERIES
 from metricid.training.build import check_recipe
 from metricid.training.checkpoint import load_embedder, open_checkpoint
@@ -33,11 +27,11 @@ from metricid.training.distributed import World, start_world, stop_world
 from metricid.training.embedding import Embedded, embed_images
 from metricid.training.precision import pick_precision
 from metricid.training.run_folder import read_run_recipe
+from metricid.training.run_page import NO_TEST, REPORT, Material, fact, run_material, write_page
 from metricid.training.validation import check_columns, run_protocols
 
 STORED = (".parquet", ".npy")
 MOST_TOP = 20
-COLUMNS = ("identity", "camera", "split")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,23 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print where the page is as JSON")
 
 
-@dataclass(frozen=True)
-class Material:
-    """What a page is made of, before anything is searched.
-
-    Attributes:
-        report: the page without people and map.
-        embedded: embeddings with their table, or None.
-        source: where the images are; None for a page without pictures.
-        settings: the evaluation that the search follows.
-    """
-
-    report: Report
-    embedded: Embedded | None
-    source: ImageSource | None
-    settings: EvaluationConfig
-
-
 def run(options: argparse.Namespace) -> int:
     """Writes the page and says where it is."""
     subject = Path(options.subject)
@@ -98,39 +75,11 @@ def run(options: argparse.Namespace) -> int:
         stop_world()
     if not world.is_main:
         return 0
-    page, pictures = _page(options, material)
-    data = page.encode("utf-8", errors="replace")
-    with atomic_write(output) as file:
-        file.write(data)
-    values = {"report": str(output), "bytes": len(data), "pictures": pictures}
-    print(json.dumps(values) if options.json else f"{output} ({len(data) / 1e6:.1f} MB, {pictures} pictures)")
+    made = write_page(output, material, Choice(options.queries, options.top, options.seed), options.map)
+    values = {"report": str(output), "bytes": made.size, "pictures": made.pictures}
+    text = f"{output} ({made.size / 1e6:.1f} MB, {made.pictures} pictures)"
+    print(json.dumps(values) if options.json else text)
     return 0
-
-
-def _page(options: argparse.Namespace, material: Material) -> tuple[str, int]:
-    """The page and its number of different pictures."""
-    report, embedded = material.report, material.embedded
-    if embedded is None or not len(embedded.table):
-        return render(report), 0
-    table, settings = embedded.table, material.settings
-    try:
-        people = look_at_people(
-            embedded.vectors,
-            {name: table.column(name) for name in COLUMNS},
-            table.paths,
-            None if material.source is None else _reader(material.source),
-            protocols=settings.protocols,
-            distractors=settings.distractors,
-            results=report.results,
-            choice=Choice(options.queries, options.top, options.seed),
-        )
-        laid_out = lay_out(embedded.vectors, people, options.map, options.seed)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{options.subject}: {error}") from error
-    full = Report(**{**vars(report), "people": people, "laid_out": laid_out})
-    return render(full), len(people.pictures)
 
 
 def _material(options: argparse.Namespace, subject: Path, world: World) -> Material:
@@ -150,40 +99,30 @@ def _material(options: argparse.Namespace, subject: Path, world: World) -> Mater
 
 def _of_run(options: argparse.Namespace, folder: Path, config: RunConfig, world: World) -> Material:
     _refuse(options, folder, "a run", ("protocol",))
-    values, results = read_results(folder)
-    environment = read_environment(folder / "environment.json")
+    read_results(folder)  # a run without them is refused before its images are embedded
     notes: list[str] = []
-    splits = None if options.no_pictures else _splits(options, config)
+    splits = None
+    if not options.no_pictures:
+        hint = "--no-pictures makes a page without"
+        splits = run_splits(config, root=options.root, manifest=options.manifest, hint=hint)
     embedded = None
     if options.embeddings is not None:
         embedded = _stored(options.embeddings)
     elif splits is None:
         notes.append("No image was read for this page: it has no ranked lists, confusions and map.")
     elif splits.test is None:
-        notes.append("The recipe has no test identities: there is nothing to search.")
+        notes.append(NO_TEST)
     else:
         embedded = _embed(options, folder, config, splits.source, splits.test, world)
-        if _other_images(environment, splits.test):
+        if _other_images(read_environment(folder / "environment.json"), splits.test):
             notes.append(
                 "The test images have changed since the run: the ranked lists, confusions and map are of "
                 "the images as they are now, the results are not."
             )
-        if embedded.skipped:
-            notes.append(f"{len(embedded.skipped)} unreadable images are left out of the ranked lists.")
     source = None if splits is None else splits.source
     if embedded is not None and source is not None and options.embeddings is not None:
         _check_images(embedded.table, source)
-    report = Report(
-        title=config.name,
-        kind="Training run",
-        results=results,
-        summary=values,
-        log=read_log(folder / "log.jsonl"),
-        recipe=read_text(folder / "recipe.yaml"),
-        environment=_facts(environment),
-        notes=notes,
-    )
-    return Material(report, embedded, source, config.evaluation)
+    return run_material(folder, config, embedded, source, notes)
 
 
 def _of_results(options: argparse.Namespace, folder: Path) -> Material:
@@ -214,7 +153,7 @@ def _of_stored(options: argparse.Namespace, file: Path) -> Material:
     settings = EvaluationConfig(protocols=protocols)
     embedded = Embedded(stored.embeddings, stored.table, [])
     results = run_protocols(embedded, settings, subject=file.name)
-    card = [(name, _plain(value)) for name, value in stored.card.items()]
+    card = [(name, fact(value)) for name, value in stored.card.items()]
     report = Report(title=file.name, kind="Stored embeddings", results=results, environment=card)
     return Material(report, embedded, source, settings)
 
@@ -227,7 +166,7 @@ def _embed(
     table: Manifest,
     world: World,
 ) -> Embedded:
-    checkpoint, state = open_checkpoint(folder, _warn)
+    checkpoint, state = open_checkpoint(folder, warn)
     return embed_images(
         load_embedder(state, checkpoint).to(world.device),
         source,
@@ -241,25 +180,6 @@ def _embed(
         ),
         on_corrupt=config.data.on_corrupt,
     )
-
-
-def _splits(options: argparse.Namespace, config: RunConfig) -> Splits:
-    """The run's data, where it is now."""
-    data: DataConfig = config.data
-    if options.root is not None and data.train in SYNTHETIC:
-        raise InputError(f"--root: layout {data.train} generates its images and takes none")
-    if options.manifest is not None and data.train != "manifest":
-        raise InputError(f"--manifest: is for layout manifest, this is {data.train}")
-    moved = {"root": options.root, "manifest": options.manifest}
-    data = data.model_copy(update={name: value for name, value in moved.items() if value is not None})
-    try:
-        return build_splits(data, make_queries=config.evaluation.query_gallery)
-    except InputError as error:
-        if options.root is not None:
-            raise
-        raise InputError(
-            f"{error} (if the images have moved, say where with --root; --no-pictures makes a page without)"
-        ) from error
 
 
 def _images(options: argparse.Namespace, file: Path, table: Manifest) -> ImageSource | None:
@@ -304,41 +224,11 @@ def _protocols(options: argparse.Namespace, table: Manifest) -> list[str]:
     return [first, "verification"]
 
 
-def _reader(source: ImageSource) -> Callable[[str], np.ndarray | None]:
-    def read(path: str) -> np.ndarray | None:
-        try:
-            return source.read(path)
-        except ImageError:
-            return None
-
-    return read
-
-
 def _other_images(environment: dict[str, Any] | None, table: Manifest) -> bool:
     try:
         return environment is not None and environment["data"]["test"]["fingerprint"] != table.fingerprint()
     except (KeyError, TypeError):
         return False
-
-
-def _facts(environment: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """The environment of a run as names and texts."""
-    facts = []
-    for name, value in (environment or {}).items():
-        if name == "command" and isinstance(value, list):
-            facts.append((name, shlex.join(map(str, value))))
-        elif name == "data" and isinstance(value, dict):
-            for part, about in value.items():
-                facts.append((f"data: {part}", _plain(about)))
-        else:
-            facts.append((name, _plain(value)))
-    return facts
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
-    return "unknown" if value is None else str(value)
 
 
 def _refuse(options: argparse.Namespace, subject: Path, what: str, names: Sequence[str]) -> None:
@@ -369,7 +259,7 @@ def _target(options: argparse.Namespace, subject: Path) -> Path:
     output: Path | None = options.output
     if output is None:
         stored = subject.suffix.lower() in STORED
-        output = subject.with_suffix(".html") if stored else subject / "report.html"
+        output = subject.with_suffix(".html") if stored else subject / REPORT
         if not stored and not subject.is_dir():
             return output  # the subject itself is what is wrong
     if output.suffix.lower() not in (".html", ".htm") or output.is_dir():
@@ -380,7 +270,3 @@ def _target(options: argparse.Namespace, subject: Path) -> Path:
     if not (near.is_dir() and os.access(near, os.W_OK)):
         raise InputError(f"--output: {near} is no folder that can be written to; choose another place")
     return output
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metricid.cli.model import ONNX_SUFFIX, onnx_options, open_model
 from metricid.config import DataConfig, EvaluationConfig, RunConfig, apply_overrides, find_recipe, read_recipe
+from metricid.data.factory import SYNTHETIC, Splits, build_splits
 from metricid.errors import InputError
 from metricid.models.embedder import Embedder
 from metricid.models.inference import InferenceModel, embedder_fingerprint
@@ -89,7 +91,53 @@ def warn(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _stored_recipe(state: dict[str, Any], checkpoint: Path, overrides: list[str]) -> RunConfig:
+def run_splits(
+    config: RunConfig,
+    *,
+    root: str | None = None,
+    manifest: str | None = None,
+    max_pixels: int | None = None,
+    hint: str = "",
+) -> Splits:
+    """A run's own data, where it is now.
+
+    Args:
+        config: its recipe.
+        root: folder or tar file with the images, if they have moved.
+        manifest: the run's table, if it has moved.
+        max_pixels: another limit than the recipe's.
+        hint: what else may be done where the images are not found.
+
+    Raises:
+        InputError: options that do not fit the layout, or data that is not there.
+    """
+    data = config.data
+    if root is not None and data.train in SYNTHETIC:
+        raise InputError(f"--root: layout {data.train} generates its images and takes none")
+    if manifest is not None and data.train != "manifest":
+        raise InputError(f"--manifest: is for layout manifest, this is {data.train}")
+    given = {"root": root, "manifest": manifest, "max_pixels": max_pixels}
+    data = data.model_copy(update={name: value for name, value in given.items() if value is not None})
+    try:
+        return build_splits(data, make_queries=config.evaluation.query_gallery)
+    except InputError as error:
+        if root is not None or data.train in SYNTHETIC:
+            raise
+        also = f"; {hint}" if hint else ""
+        raise InputError(f"{error} (if the images have moved, say where with --root{also})") from error
+
+
+def own_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, RunConfig]:
+    """The checkpoint that a run folder or checkpoint file stands for, and the recipe stored in it.
+
+    Raises:
+        InputError: nothing there, nothing readable, or overrides that do not fit.
+    """
+    checkpoint, state = open_checkpoint(path, warn)
+    return checkpoint, _stored_recipe(state, checkpoint, overrides)
+
+
+def _stored_recipe(state: dict[str, Any], checkpoint: Path, overrides: Sequence[str]) -> RunConfig:
     return check_recipe(apply_overrides(state["config"], overrides), f"{checkpoint}: stored recipe")
 
 
@@ -97,8 +145,7 @@ def _recipe(text: str, overrides: list[str]) -> RunConfig:
     """The recipe of a run or checkpoint, or one by file or name."""
     path = Path(text)
     if path.is_dir() or path.suffix == ".pt":
-        checkpoint, state = open_checkpoint(path, warn)
-        return _stored_recipe(state, checkpoint, overrides)
+        return own_recipe(path, overrides)[1]
     file = find_recipe(text)
     return check_recipe(read_recipe(file, overrides), str(file))
 

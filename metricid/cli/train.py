@@ -7,6 +7,7 @@ import sys
 import yaml
 
 from metricid.config import find_recipe, read_recipe
+from metricid.errors import InputError
 from metricid.training.build import check_recipe
 from metricid.training.distributed import start_world, stop_world
 from metricid.training.session import train
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains, evaluates, and prints the result table and the run folder."""
+    """Trains, evaluates, and prints the result table, the run folder and its report."""
     file = find_recipe(options.recipe)
     config = check_recipe(read_recipe(file, options.overrides), str(file))
     if options.print_config:
@@ -38,5 +39,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         stop_world()
     if world.is_main:
-        print(json.dumps(outcome.values, indent=2) if options.json else outcome.text)
+        print(json.dumps(outcome.values, indent=2) if options.json else outcome.text, flush=True)
+        if outcome.problem is not None:
+            raise InputError(outcome.problem)
     return 0

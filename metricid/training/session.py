@@ -18,17 +18,32 @@ from metricid.report.plots import plot_result
 from metricid.training.build import Run, build_embedder, build_run
 from metricid.training.checkpoint import load_embedder, open_checkpoint, seed_everything
 from metricid.training.distributed import World, barrier, gather_objects
+from metricid.training.embedding import Embedded
 from metricid.training.run_folder import check_same_recipe, write_environment, write_json, write_recipe
+from metricid.training.run_page import NO_TEST, REPORT, run_material, write_page
 from metricid.training.trainer import Trainer
-from metricid.training.validation import evaluate_model, evaluate_pixels
+from metricid.training.validation import (
+    embed_for_protocols,
+    evaluate_model,
+    evaluate_pixels,
+    flip_text,
+    run_protocols,
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with: `values` for programs, `text` for people."""
+    """What a run ended with.
+
+    Attributes:
+        values: for programs.
+        text: for people.
+        problem: why there is no report, though one was asked for; the results are written nevertheless.
+    """
 
     values: dict[str, Any]
     text: str
+    problem: str | None = None
 
 
 def train(config: RunConfig, world: World) -> Outcome:
@@ -40,7 +55,7 @@ def train(config: RunConfig, world: World) -> Outcome:
     """
     folder = config.folder
     check_same_recipe(folder, config)
-    finished = _finished(folder)
+    finished = _finished(config)
     if finished is not None:
         return finished
     if config.train.threads is not None:
@@ -64,13 +79,14 @@ def _conclude(run: Run, trainer: Trainer, folder: Path) -> Outcome:
     config, world, test = run.config, run.world, run.splits.test
     position = trainer.position
     results: list[ProtocolResult] = []
+    embedded: Embedded | None = None
     checkpoint, state = open_checkpoint(folder, trainer.say)
     if test is not None:
         source, data, options = run.splits.source, config.data, config.evaluation
         embedder = load_embedder(state, checkpoint).to(world.device)
-        results += evaluate_model(
-            embedder, source, test, data, options, world, run.precision, f"{config.name} ({checkpoint.name})"
-        )
+        embedded = embed_for_protocols(embedder, source, test, data, options, world, run.precision)
+        name = f"{config.name} ({checkpoint.name})"
+        results += run_protocols(embedded, options, subject=name, how=flip_text(options))
         for baseline in options.baselines:
             if baseline == "pixels":
                 results += evaluate_pixels(source, test, data, options)
@@ -101,7 +117,25 @@ def _conclude(run: Run, trainer: Trainer, folder: Path) -> Outcome:
             file.write(text + "\n")
         write_json(folder / "results.json", values)
     barrier(world)
-    return Outcome(values, text)
+    if not (world.is_main and config.log.report):
+        return Outcome(values, text)
+    problem = _write_report(run, folder, embedded)
+    return Outcome(values, text if problem else f"{text}\nreport: {folder / REPORT}", problem)
+
+
+def _write_report(run: Run, folder: Path, embedded: Embedded | None) -> str | None:
+    """Writes the page about a run whose results are on disk; what went wrong, if it could not be done."""
+    notes = [NO_TEST] if embedded is None else []
+    try:
+        write_page(folder / REPORT, run_material(folder, run.config, embedded, run.splits.source, notes))
+    except InputError as error:
+        cause = error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+        return (
+            f"{folder}: the results are written, but {REPORT} could not be made ({reason}); "
+            f"make it with: metricid report {folder}"
+        )
+    return None
 
 
 def _text(values: dict[str, Any], results: list[ProtocolResult]) -> str:
@@ -119,8 +153,9 @@ def _text(values: dict[str, Any], results: list[ProtocolResult]) -> str:
     return "\n".join(lines)
 
 
-def _finished(folder: Path) -> Outcome | None:
-    """The outcome of a run that has ended: its results are the last thing that is written."""
+def _finished(config: RunConfig) -> Outcome | None:
+    """The outcome of a run that has ended: its results are written when all else but the report is."""
+    folder = config.folder
     results, text = folder / "results.json", folder / "results.txt"
     if not results.is_file() or not text.is_file():
         return None
@@ -129,7 +164,12 @@ def _finished(folder: Path) -> Outcome | None:
         table = text.read_text(encoding="utf-8").rstrip()
     except ValueError as error:
         raise InputError(f"{results}: damaged; remove it to evaluate the run again") from error
-    return Outcome(values, f"{folder} is finished; these are its results\n\n{table}")
+    lines = [f"{folder} is finished; these are its results\n", table]
+    if (folder / REPORT).is_file():
+        lines.append(f"report: {folder / REPORT}")
+    elif config.log.report:
+        lines.append(f"no report yet; make it with: metricid report {folder}")
+    return Outcome(values, "\n".join(lines))
 
 
 @contextmanager

@@ -60,6 +60,46 @@ class _Stoppable:
         return self._embedder.embed(images, flip=flip)
 
 
+def embed_for_protocols(
+    embedder: Embedder,
+    source: ImageSource,
+    table: Manifest,
+    data: DataConfig,
+    options: EvaluationConfig,
+    world: World,
+    precision: Precision,
+    stop: Callable[[], bool] | None = None,
+) -> Embedded:
+    """Embeds a manifest as an evaluation wants it; all ranks embed, all get the whole.
+
+    Args:
+        embedder: the model.
+        source: where the images are.
+        table: the test images.
+        data: its workers and its policy for unreadable images are used.
+        options: batch size and flip.
+        world: this process among its peers.
+        precision: arithmetic of the forward pass.
+        stop: asked before each batch whether to leave; one rank's yes holds for all.
+
+    Raises:
+        InputError: an unreadable image.
+        Interrupted: `stop` said so.
+    """
+    watched = embedder if stop is None else cast(Embedder, _Stoppable(embedder, stop, world))
+    return embed_images(
+        watched,
+        source,
+        table,
+        world=world,
+        precision=precision,
+        batch_size=options.batch_size,
+        flip=options.flip,
+        workers=pick_workers(data.workers, world.size, world.device),
+        on_corrupt=data.on_corrupt,
+    )
+
+
 def evaluate_model(
     embedder: Embedder,
     source: ImageSource,
@@ -78,30 +118,19 @@ def evaluate_model(
         embedder: the model.
         source: where the images are.
         table: the test images.
-        data: its workers and its policy for unreadable images are used.
+        data: see `embed_for_protocols`.
         options: what is measured, and how.
-        world: this process among its peers; all ranks embed, all get the results.
+        world: this process among its peers; all get the results.
         precision: arithmetic of the forward pass.
         subject: what is evaluated, for the table.
         pairs: pairs of rows of the table, for the protocol `lfw`.
-        stop: asked before each batch whether to leave; one rank's yes holds for all.
+        stop: see `embed_for_protocols`.
 
     Raises:
         InputError: an unreadable image, or data that a protocol cannot use.
         Interrupted: `stop` said so.
     """
-    watched = embedder if stop is None else cast(Embedder, _Stoppable(embedder, stop, world))
-    embedded = embed_images(
-        watched,
-        source,
-        table,
-        world=world,
-        precision=precision,
-        batch_size=options.batch_size,
-        flip=options.flip,
-        workers=pick_workers(data.workers, world.size, world.device),
-        on_corrupt=data.on_corrupt,
-    )
+    embedded = embed_for_protocols(embedder, source, table, data, options, world, precision, stop)
     return run_protocols(embedded, options, subject=subject, how=flip_text(options), pairs=pairs)
 
 

@@ -42,7 +42,7 @@ def trained(tmp_path_factory) -> Path:
         "workers": 0,
     }
     values["model"] = {"backbone": "test_resnet", "neck": "bnneck"}
-    values["log"] = {"every": 2}
+    values["log"] = {"every": 2, "report": False}
     train(check_recipe(values, "small"), World(0, 1, torch.device("cpu")))
     return folder
 

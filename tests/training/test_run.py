@@ -37,6 +37,7 @@ def test_a_run_explains_itself(small):
         "results.json",
         "results.txt",
         "curves",
+        "report.html",
     }
     assert read_run_recipe(run) == small.config().plain()
     environment = json.loads((run / "environment.json").read_text())
