@@ -69,7 +69,7 @@ def dice_loss(
         else:
             above = 2 * both + smooth
             below = (p.square() + g.square() if squared else p + g).sum(dim=2) + smooth
-        lost = 1 - above / below.where(below > 0, 1)
+        lost = 1 - above / below.clamp_min(torch.finfo(z.dtype).eps)
         lost = lost if lost.ndim == 1 else lost.mean(dim=1)
         counted = known.flatten(1).any(dim=1)
         return lost.masked_fill(~counted, 0).sum() / counted.sum().clamp_min(1)
