@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from metricid.errors import InputError
 
 Problem = tuple[str, str]
+MAX_WORKERS = 512
 DEVICE = r"^(auto|cpu|mps|cuda(:\d{1,2})?)$"
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -64,14 +66,14 @@ class DataConfig(Section):
     train: str = Field(
         description="layout: folder, manifest, market1501, lfw, omniglot, synthetic_faces, ..."
     )
-    root: str | None = Field(None, description="folder or .tar file; $VARIABLES are replaced")
-    manifest: str | None = Field(None, description="CSV or Parquet table, for train: manifest")
+    root: Text | None = Field(None, description="folder or .tar file; $VARIABLES are replaced")
+    manifest: Text | None = Field(None, description="CSV or Parquet table, for train: manifest")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the layout")
     size: tuple[Count, Count] = Field((112, 112), description="height and width in pixels")
     split: SplitConfig | None = None
     augment: dict[str, Any] = Field(default_factory=lambda: {"preset": "plain"})
     sampler: dict[str, Any] = Field(default_factory=lambda: {"name": "shuffle", "batch_size": 64})
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=MAX_WORKERS)] | Literal["auto"] = "auto"
     prefetch: Count = 4
     on_corrupt: Literal["error", "skip"] = "error"
     max_pixels: Count = Field(50_000_000, description="an image with more pixels is refused before decoding")
@@ -85,7 +87,7 @@ class ModelConfig(Section):
     neck: Literal["none", "bnneck", "linear_bn"] = "bnneck"
     embedding_dim: Annotated[int, Field(ge=1, le=65536)] | None = None
     pretrained: bool = False
-    weights: str | None = Field(None, description="local weight file for the backbone")
+    weights: Text | None = Field(None, description="local weight file for the backbone")
     backbone_options: dict[str, Any] = Field(default_factory=dict)
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None
@@ -134,7 +136,9 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_nonfinite: Count = 10
     sync_batchnorm: bool = True
-    threads: Count | None = Field(None, description="CPU threads of the training process")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="CPU threads of the training process"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":
@@ -147,7 +151,9 @@ class EvaluationConfig(Section):
     """What is measured, during the training and after it."""
 
     protocols: list[str] = Field(default_factory=lambda: ["identification"])
-    every: Annotated[int, Field(ge=0)] = Field(1, description="validate every N epochs; 0 = only at the end")
+    every: Annotated[int, Field(ge=0)] = Field(
+        1, description="validate every N epochs and at the end; 0 = never"
+    )
     best: str = Field(
         "rank-1", description="metric of the first protocol by which the best checkpoint is kept"
     )
@@ -188,7 +194,7 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
-    runs: str = Field("runs", description="folder in which the run folder is made")
+    runs: Text = Field("runs", description="folder in which the run folder is made")
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     objective: list[dict[str, Any]] = Field(min_length=1)
@@ -319,8 +325,10 @@ def expand(path: str, option: str) -> Path:
     """Replaces `$VARIABLES` and `~` in a path.
 
     Raises:
-        InputError: a variable is not set.
+        InputError: a variable is not set, or the path is empty.
     """
+    if not path:
+        raise InputError(f"{option}: is empty; give a path, or leave it out")
     text = os.path.expanduser(os.path.expandvars(path))
     missing = re.findall(r"\$\{?(\w+)\}?", text)
     if missing:
@@ -344,12 +352,24 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `1e-3` is a number, `on` a word; truth values are `true` and `false`."""
+    """YAML as people write it: `1e-3` is a number, `on` a word; truth values are `true` and `false`.
+
+    A key that stands twice in one mapping is an error: YAML forbids it, and PyYAML takes the last in silence.
+    """
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        first: dict[str, Any] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, key) is not key:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -389,8 +409,9 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 
 def _position(node: list[Any], key: str, where: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
-        raise InputError(f"{where}: the list has entries 0 to {len(node) - 1}, not {key!r}")
+    if not key.isdecimal() or int(key) >= len(node):
+        has = f"entries 0 to {len(node) - 1}" if node else "no entries"
+        raise InputError(f"{where}: the list has {has}, not {key!r}")
     return int(key)
 
 
@@ -414,7 +435,8 @@ def _describe(details: Any) -> Problem:
 
 def _is_variant(part: Any) -> bool:
     """Pydantic names the branch of a union in the location; a person wants the dotted path alone."""
-    return isinstance(part, str) and (part in ("int", "float", "str", "bool") or part.endswith("]"))
+    names = ("int", "float", "str", "bool", "constrained-int", "constrained-str")
+    return isinstance(part, str) and (part in names or part.endswith("]"))
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:

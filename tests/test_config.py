@@ -192,3 +192,59 @@ def test_validation_identities_need_a_protocol(recipe):
     recipe["evaluation"] = {"protocols": []}
     with pytest.raises(InputError, match=r"evaluation\.protocols needs a protocol"):
         check_recipe(recipe, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "problem"),
+    [
+        ("data", {"root": "/photos"}, "data.root: layout synthetic_faces generates its images"),
+        ("data", {"manifest": "t.csv"}, "data.manifest: is for train: manifest"),
+        ("data", {"train": "folder", "options": {}, "root": "", "manifest": "t.csv"}, "data.root: "),
+        (
+            "data",
+            {"train": "folder", "options": {}, "root": "x", "manifest": "t.csv"},
+            "data.manifest: is for train: manifest, this is folder",
+        ),
+        ("data", {"workers": 10**8}, "data.workers: input should be less than or equal to 512"),
+        ("data", {"sampler": {"name": "pk", "identities": 0}}, "data.sampler.identities: must lie between 1"),
+        ("data", {"sampler": {"name": "pk", "images": 10**10}}, "data.sampler.images: must lie between 1"),
+        ("data", {"sampler": {"name": "shuffle", "batch_size": 2.5}}, "data.sampler.batch_size: expected an"),
+        ("data", {"augment": {"preset": "face", "flip": 2}}, "data.augment.flip: must lie between 0 and 1"),
+        ("data", {"options": {"identities": "a"}}, "data.options.identities: expected an integer"),
+        ("model", {"weights": ""}, "model.weights: "),
+        ("train", {"epochs": 1, "threads": 10**8}, "train.threads: "),
+        ("evaluation", {"distractors": ["0"]}, "evaluation.distractors: only protocol reid"),
+    ],
+)
+def test_options_without_effect_and_out_of_range_are_problems_of_the_recipe(recipe, section, values, problem):
+    recipe[section] = recipe.get(section, {}) | values
+    with pytest.raises(InputError) as raised:
+        check_recipe(recipe, "r.yaml")
+    assert f"  {problem}" in str(raised.value), raised.value
+
+
+def test_distractors_are_for_reid(recipe):
+    recipe["evaluation"] = {"protocols": ["reid"], "distractors": ["0"]}
+    assert check_recipe(recipe, "r.yaml").evaluation.distractors == ["0"]
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    file = write(tmp_path, "optim: {lr: 0.1}\ntrain: {epochs: 1}\noptim: {momentum: 0.5}\n")
+    with pytest.raises(InputError, match="'optim' occurs twice.*line 3"):
+        read_recipe(file)
+
+
+def test_a_value_for_all_terms_may_be_an_anchor(tmp_path):
+    text = "a: &base {x: 1, y: 2}\nb: {<<: *base, y: 3}\n"
+    assert read_recipe(write(tmp_path, text))["b"] == {"x": 1, "y": 3}
+
+
+@pytest.mark.parametrize("value", ["[]", "[{loss: softmax}]"])
+def test_a_list_entry_goes_by_an_ordinary_number(tmp_path, recipe, value):
+    with pytest.raises(InputError, match="objective.²: the list has (no entries|entries 0 to 0), not"):
+        read_recipe(write(tmp_path, recipe), [f"objective={value}", "objective.²=x"])
+
+
+def test_an_empty_path_is_not_this_folder():
+    with pytest.raises(InputError, match="--root: is empty"):
+        expand("", "--root")

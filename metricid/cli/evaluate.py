@@ -12,6 +12,7 @@ import numpy as np
 from metricid.cli.model import add_onnx_option
 from metricid.cli.subject import Subject, open_subject, warn
 from metricid.config import (
+    MAX_WORKERS,
     DataConfig,
     EvaluationConfig,
     expand,
@@ -268,6 +269,11 @@ def _settings(options: argparse.Namespace, recipe: EvaluationConfig) -> Evaluati
         value = getattr(options, option)
         if value is not None and value < least:
             raise InputError(f"--{option.replace('_', '-')}: must be at least {least}, got {value}")
+    if options.workers is not None and options.workers > MAX_WORKERS:
+        raise InputError(f"--workers: must be at most {MAX_WORKERS}, got {options.workers}")
+    chosen = recipe.protocols if names is None else names
+    if options.distractors and "reid" not in chosen and not options.query_gallery:
+        raise InputError(f"--distractors: only protocol reid has them, this is {', '.join(chosen)}")
     return _changed(
         recipe,
         protocols=names,

@@ -24,6 +24,7 @@ SYNTHETIC: dict[str, Callable[..., Any]] = {
     "synthetic_faces": SyntheticFaces,
     "synthetic_pedestrians": SyntheticPedestrians,
 }
+MAX_COUNT = 100_000
 EVALUATION_SPLITS = ("query", "gallery", "test")
 DISTRACTORS = {"market1501": (market1501.DISTRACTOR,)}
 
@@ -83,7 +84,7 @@ def open_layout(
                 "data.manifest: data.train=manifest needs the table: data.manifest=/path/to/table.csv"
             )
         file = expand(manifest, "data.manifest")
-        source = open_source(expand(root, option) if root else file.parent, max_pixels=max_pixels)
+        source = open_source(file.parent if root is None else expand(root, option), max_pixels=max_pixels)
         table = Manifest.read(file)
         check_files(table, source)
         return source, table
@@ -250,12 +251,37 @@ def data_problems(values: Mapping[str, Any]) -> list[Problem]:
             problems.append(("data.train", unknown("layout", layout, layout_names())))
         options = data.get("options", {})
         if isinstance(options, Mapping):
-            problems += [("data.options", p) for p in _layout_problems(layout, options)]
+            problems += _dotted("data.options", options, _layout_problems(layout, options))
+        if layout in SYNTHETIC and data.get("root") is not None:
+            problems.append(("data.root", f"layout {layout} generates its images; set data.root=null"))
+        if layout in layout_names() and layout != "manifest" and data.get("manifest") is not None:
+            problems.append(
+                ("data.manifest", f"is for train: manifest, this is {layout}; set data.manifest=null")
+            )
     sampler = data.get("sampler", {"name": "shuffle", "batch_size": 64})
     if isinstance(sampler, Mapping):
         given = ("labels", "seed", "rank", "world_size")
-        problems += [("data.sampler", p) for p in SAMPLERS.problems(sampler, given)]
+        found = SAMPLERS.problems(sampler, given)
+        problems += _dotted("data.sampler", sampler, found or _count_problems(sampler))
     augment = data.get("augment", {"preset": "plain"})
     if isinstance(augment, Mapping):
-        problems += [("data.augment", p) for p in transform_problems(augment)]
+        problems += _dotted("data.augment", augment, transform_problems(augment))
     return problems
+
+
+def _count_problems(sampler: Mapping[str, Any]) -> list[str]:
+    """Counts of a sampler with which no batch can be made."""
+    return [
+        f"{name}: must lie between 1 and {MAX_COUNT}, got {value}"
+        for name, value in sampler.items()
+        if isinstance(value, int) and not 1 <= value <= MAX_COUNT
+    ]
+
+
+def _dotted(section: str, options: Mapping[str, Any], messages: Sequence[str]) -> list[Problem]:
+    """Problems of an open-ended section; a message that begins with an option goes to that option's path."""
+    found = []
+    for message in messages:
+        name, colon, text = message.partition(": ")
+        found.append((f"{section}.{name}", text) if colon and name in options else (section, message))
+    return found

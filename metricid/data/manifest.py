@@ -1,6 +1,7 @@
 """The table of images that everything else refers to: one row, one image, one identity."""
 
 import hashlib
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -305,7 +306,9 @@ def _checked(table: pa.Table, name: str) -> pa.Table:
 
 def _is_text(kind: pa.DataType) -> bool:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(value) or pa.types.is_large_string(value)
+    return any(
+        test(value) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def _bad_rows(column: str, array: pa.Array) -> list[tuple[int, str]]:
@@ -320,12 +323,14 @@ def _bad_rows(column: str, array: pa.Array) -> list[tuple[int, str]]:
 
 
 def _duplicates(paths: pa.Array) -> list[tuple[int, str]]:
-    if pc.count_distinct(paths, mode="all").as_py() == len(paths):
+    """Rows whose path is in an earlier one, also in another spelling (`./a.jpg`, `x/../a.jpg`)."""
+    detours = pc.any(pc.match_substring_regex(paths, r"(^|/)\.{0,2}(/|$)")).as_py()
+    if not detours and pc.count_distinct(paths, mode="all").as_py() == len(paths):
         return []
     seen: dict[str, int] = {}
     bad = []
     for row, path in enumerate(paths.to_pylist()):
-        first = seen.setdefault(path, row)
+        first = seen.setdefault(posixpath.normpath(path), row)
         if first != row and path.strip():
             bad.append((row, f"path {path!r} is already in row {first + 2}"))
     return bad

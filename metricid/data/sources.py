@@ -82,9 +82,12 @@ class FolderSource:
         """All image files, sorted; hidden files and folders are left out.
 
         Links to folders are followed, but not back into a folder that they are in.
+
+        Raises:
+            InputError: a folder cannot be read; its images would be missed in silence.
         """
         found = []
-        for folder, folders, files in os.walk(self.name, followlinks=True):
+        for folder, folders, files in os.walk(self.name, followlinks=True, onerror=_unreadable):
             relative = os.path.relpath(folder, self.name).replace(os.sep, "/")
             parts = [] if relative == "." else relative.split("/")
             folders[:] = [f for f in folders if not f.startswith(".") and not self._leads_back(parts, f)]
@@ -194,6 +197,10 @@ def open_source(
     return TarSource(root, max_pixels=max_pixels, suffixes=suffixes)
 
 
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
 def _is_image(path: str, suffixes: tuple[str, ...]) -> bool:
     hidden = any(part.startswith(".") for part in path.split("/"))
     return not hidden and path.lower().endswith(suffixes)
@@ -208,7 +215,11 @@ def _tar_index(file: Path) -> tuple[dict[str, tuple[int, int]], tuple[int, int]]
     """Path -> (offset, size) of every regular member, links resolved; and the file's size and time."""
     if not file.is_file():
         raise InputError(f"{file}: does not exist; give a folder of images or a .tar file")
-    with file.open("rb") as raw:
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    with opened as raw:
         stamp = _stamp(raw.fileno())
         start = raw.read(2)
         if start in _COMPRESSED:

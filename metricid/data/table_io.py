@@ -79,6 +79,9 @@ def _read_csv(path: Path, cells: Cells) -> pa.Table:
             header = file.readline()
         if not header.strip():
             raise InputError(f"{path}: the first row must name the columns, but it is empty")
+        if "," not in header and (";" in header or "\t" in header):
+            other = "semicolons" if ";" in header else "tabs"
+            raise InputError(f"{path}: its columns are separated by {other}; save it with commas")
         table = pyarrow.csv.read_csv(
             path,
             # Row numbers of ragged rows are known to one thread only, and blank rows must count.

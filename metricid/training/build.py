@@ -168,6 +168,8 @@ def _protocol_problems(values: Mapping[str, Any]) -> list[Problem]:
             problems.append((f"evaluation.protocols.{i}", message))
         elif isinstance(name, str) and name not in PROTOCOLS:
             problems.append((f"evaluation.protocols.{i}", unknown("protocol", name, usable)))
+    if evaluation.get("distractors") and "reid" not in names:
+        problems.append(("evaluation.distractors", "only protocol reid has distractors; leave them out"))
     best = evaluation.get("best", "rank-1")
     if names and not problems and isinstance(best, str) and isinstance(names[0], str):
         known = _measures(names[0])

@@ -16,8 +16,9 @@ M = TypeVar("M", bound=nn.Module)
 def parameter_groups(embedder: nn.Module, losses: Mapping[str, nn.Module], config: OptimConfig) -> list[dict]:
     """Sorts the trained parameters into groups: decayed or not, of the embedder or of one loss.
 
-    Vectors and scalars (norms, biases, exponents) are not decayed, nor is what a loss lists in
-    `no_weight_decay` (centers: pulling them to zero is no prior). Each loss has its own groups, because a
+    Vectors and scalars (norms, biases, exponents) are not decayed, nor is what a module names in
+    `no_weight_decay`: a loss its centers (pulling them to zero is no prior), a timm transformer its tokens
+    and positions. Each loss has its own groups, because a
     fused optimiser wants all parameters of a group to have started together.
 
     Args:
@@ -48,9 +49,13 @@ def parameter_groups(embedder: nn.Module, losses: Mapping[str, nn.Module], confi
 
 
 def _exempt(module: nn.Module) -> set[int]:
-    return {
-        id(getattr(part, name)) for part in module.modules() for name in getattr(part, "no_weight_decay", ())
-    }
+    """The parameters that some part names, by an attribute (our losses) or a method (timm)."""
+    found = set()
+    for part in module.modules():
+        named = getattr(part, "no_weight_decay", ())
+        own = dict(part.named_parameters())
+        found |= {id(own[name]) for name in (named() if callable(named) else named) if name in own}
+    return found
 
 
 def build_optimizer(groups: list[dict], config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:

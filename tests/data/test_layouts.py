@@ -1,3 +1,4 @@
+import os
 import re
 
 import numpy as np
@@ -98,6 +99,7 @@ def test_omniglot_names_and_shared_alphabets(read):
         ),
         ("market1501", ["a/1.jpg"], "1 images are not named as expected (0002_c1s1_000451_03.jpg"),
         ("market1501", ["query/-1_c1.jpg"], "only junk images"),
+        ("market1501", ["0001-2_c1.jpg"], "1 images are not named as expected"),
         ("lfw", ["A/A_0001.jpg", "A/B_0001.jpg"], "expected (Name/Name_0001.jpg): A/B_0001.jpg"),
         ("lfw", ["A_0001.jpg"], "not named as expected"),
         ("omniglot", ["Greek/character01/1.png"], "not named as expected (images_background/Alphabet/"),
@@ -173,3 +175,10 @@ def test_a_missing_pair_list(write_images):
     source = open_source(write_images(PEOPLE))
     with pytest.raises(InputError, match=r"pairs\.txt: cannot be read"):
         lfw.read_pairs(source, lfw.read(source))
+
+
+def test_names_that_are_not_utf8_are_shown(write_images):
+    root = write_images(["ann/1.jpg", "ann/2.jpg"])
+    os.rename(os.fsencode(root / "ann/2.jpg"), os.fsencode(root / "ann") + b"/\xff.jpg")
+    with pytest.raises(InputError, match=r"1 file names are not UTF-8; rename them: 'ann/.*udcff.jpg'"):
+        LAYOUTS["folder"](FolderSource(root))

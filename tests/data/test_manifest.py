@@ -224,3 +224,22 @@ def test_an_empty_table_is_a_table(tmp_path):
     assert len(Manifest.read(tmp_path / "m.csv")) == 0
     assert empty.labels().tolist() == []
     assert empty.paths == []
+
+
+def test_one_image_under_two_spellings_is_a_duplicate():
+    with pytest.raises(InputError, match=r"row 3: path './a//x.jpg' is already in row 2"):
+        Manifest.from_columns(["a/x.jpg", "./a//x.jpg", "..b.jpg"], ["ann", "bob", "eve"])
+    assert len(Manifest.from_columns(["./a.jpg", "../a.jpg", "a.jpg.", "/a.jpg"], ["ann"] * 4)) == 4
+
+
+def test_string_views_are_text():
+    view = pa.array(["a.jpg", "b.jpg"], pa.string_view())
+    assert Manifest(pa.table({"path": view, "identity": view})).paths == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_is_named(tmp_path, separator, word):
+    file = tmp_path / "people.csv"
+    file.write_text(f"path{separator}identity\na.jpg{separator}ann\n")
+    with pytest.raises(InputError, match=f"people.csv: its columns are separated by {word}; save it with"):
+        Manifest.read(file)

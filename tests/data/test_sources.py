@@ -199,3 +199,28 @@ def test_real_archives_list_what_tarfile_lists(real_data):
         for name in source.paths()[::3000]:
             assert source.read_bytes(name) == tar.extractfile(name).read()
             assert source.read(name).shape == (128, 64, 3)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    (folder / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"locked: cannot be read \(Permission denied\)"):
+        FolderSource(folder).paths()
+
+
+def test_an_archive_that_cannot_be_read_is_named(folder, pack, monkeypatch):
+    file = pack(folder)
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(file), "open", refuse)
+    with pytest.raises(InputError, match=r"tar: cannot be read \(Permission denied\)"):
+        TarSource(file)

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -90,3 +91,12 @@ def test_the_weight_average_equals_its_recursion():
     assert_close(average.model.weight, expected)
     assert_close(average.model.running_mean, model.running_mean)
     assert not average.model.weight.requires_grad
+
+
+def test_tokens_and_positions_of_a_timm_transformer_are_not_decayed():
+    backbone = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    groups = {g["name"]: g for g in parameter_groups(nn.ModuleDict({"net": backbone}), {}, OptimConfig())}
+    plain = {id(p) for p in groups["embedder.no_decay"]["params"]}
+    named = dict(backbone.named_parameters())
+    assert {"pos_embed", "cls_token"} == {n for n, p in named.items() if p.ndim > 1 and id(p) in plain}
+    assert sum(len(g["params"]) for g in groups.values()) == len(named)

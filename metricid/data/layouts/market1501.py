@@ -10,7 +10,7 @@ from metricid.errors import InputError
 
 EXPECTED = "0002_c1s1_000451_03.jpg = identity, camera, ..."
 DISTRACTOR = "0"
-_NAME = re.compile(r"([-\d]+)_c(\d+)")
+_NAME = re.compile(r"(-?\d+)_c(\d+)")
 _FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 
 
