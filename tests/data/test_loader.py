@@ -232,7 +232,8 @@ PROGRAM = """
     def on_term(number, frame):
         print("parent got SIGTERM", flush=True)
     signal.signal(signal.SIGTERM, on_term)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+    # A shell's background jobs begin with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     source = open_source(sys.argv[1])
     manifest = Manifest.from_columns(source.paths(), ["x"] * len(source.paths()))
     labels, transform = manifest.labels(), build_transform("plain", (24, 20), False)
