@@ -5,9 +5,10 @@ names that recipes use; `Objective` sums several.
 """
 
 from metricid.losses.adversarial import ADVERSARIAL, TradesLoss, VirtualAdversarialLoss
-from metricid.losses.arcface import ArcFace
+from metricid.losses.arcface import ArcFace, CombinedMarginSoftmax, DynamicArcFace
 from metricid.losses.catalog import LOSSES
 from metricid.losses.center import CenterLoss, ContrastiveCenterLoss, IslandLoss
+from metricid.losses.classification import BinaryCrossEntropy, FocalLoss
 from metricid.losses.contrastive import ContrastiveLoss
 from metricid.losses.dice import DiceLoss
 from metricid.losses.distillation import (
@@ -19,7 +20,19 @@ from metricid.losses.distillation import (
     SimilarityPreserving,
 )
 from metricid.losses.domain import DomainAdversarialLoss, GanDiscriminatorLoss, GanGeneratorLoss
+from metricid.losses.hinge import HingeLoss
+from metricid.losses.imbalance import LDAM, BalancedSoftmax, ClassBalanced
+from metricid.losses.margin_softmax import (
+    CircleSoftmax,
+    CosFace,
+    MVSoftmax,
+    NormalizedSoftmax,
+    SphereFace,
+    SphereFace2,
+)
+from metricid.losses.margin_softmax_adaptive import AdaCos, AdaFace, CurricularFace, ElasticFace, MagFace
 from metricid.losses.objective import Objective, ObjectiveOutput, Term
+from metricid.losses.proxies import ProxyAnchor, ProxyNCA, SoftTriple
 from metricid.losses.regression import TASKS, HuberLoss, MAELoss, MSELoss, SmoothL1Loss
 from metricid.losses.regularisers import FeatureNormLoss, KoLeoLoss, RingLoss, UniformityLoss, ZeroMeanLoss
 from metricid.losses.softmax import SoftmaxCrossEntropy
@@ -37,19 +50,33 @@ from metricid.losses.weights import (
 __all__ = [
     "ADVERSARIAL",
     "DISTILLATION",
+    "LDAM",
     "LOSSES",
     "REGULARISERS",
     "TASKS",
+    "AdaCos",
+    "AdaFace",
     "ArcFace",
+    "BalancedSoftmax",
+    "BinaryCrossEntropy",
     "CenterLoss",
+    "CircleSoftmax",
+    "ClassBalanced",
+    "CombinedMarginSoftmax",
     "ContrastiveCenterLoss",
     "ContrastiveLoss",
+    "CosFace",
+    "CurricularFace",
     "DiceLoss",
     "DomainAdversarialLoss",
+    "DynamicArcFace",
+    "ElasticFace",
     "EmbeddingDistillation",
     "FeatureNormLoss",
+    "FocalLoss",
     "GanDiscriminatorLoss",
     "GanGeneratorLoss",
+    "HingeLoss",
     "HuberLoss",
     "IslandLoss",
     "KoLeoLoss",
@@ -58,9 +85,14 @@ __all__ = [
     "LogitDistillation",
     "MAELoss",
     "MSELoss",
+    "MVSoftmax",
+    "MagFace",
+    "NormalizedSoftmax",
     "Objective",
     "ObjectiveOutput",
     "OrthogonalityLoss",
+    "ProxyAnchor",
+    "ProxyNCA",
     "RKDAngle",
     "RKDDistance",
     "RegularFace",
@@ -68,7 +100,10 @@ __all__ = [
     "SeparationLoss",
     "SimilarityPreserving",
     "SmoothL1Loss",
+    "SoftTriple",
     "SoftmaxCrossEntropy",
+    "SphereFace",
+    "SphereFace2",
     "SupConLoss",
     "Term",
     "TradesLoss",

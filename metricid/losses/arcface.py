@@ -1,23 +1,20 @@
-"""ArcFace: softmax over cosines with an additive angular margin."""
+"""ArcFace and its kin: softmax over cosines with a margin on the angle."""
 
-import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
-from metricid.losses.functional import arcface_loss
+from metricid.losses.heads import MarginHead
+from metricid.losses.linear import count_rules
+from metricid.losses.margins import ArcMargin, CombinedMargin, within
+from metricid.losses.margins_adaptive import ClassMargin
 
 
 @LOSSES.register("arcface")
-class ArcFace(nn.Module):
+class ArcFace(MarginHead):
     """Additive angular margin head; `functional.arcface_loss` has the formula.
-
-    The gradient is the exact one. The authors' own code passes the margin straight through (slope s instead
-    of s sin(theta + m) / sin(theta)), so that a training is comparable to theirs in the values of the loss
-    only.
 
     Args:
         num_classes: C.
@@ -27,9 +24,13 @@ class ArcFace(nn.Module):
         easy_margin: apply the margin to targets with cos(theta) > 0 only.
         sub_centers: K directions per class, the nearest of which counts (for noisy labels; the paper uses 3).
         label_smoothing: eps in [0, 1), spread as eps / C over all classes.
+        gradient: 'exact', or 'straight_through' for that of the authors' own code, which passes the margin by
+            (slope s instead of s sin(theta + m) / sin(theta)).
     """
 
-    pairwise: ClassVar[bool] = False
+    formula: ClassVar[str] = "softmax of s cos(theta_y + m) against s cos(theta_c)"
+    use: ClassVar[str] = "faces; many identities; embeddings compared by cosine (sub_centers: noisy labels)"
+    source: ClassVar[str] = "Deng et al., CVPR 2019 (sub-centers: ECCV 2020)"
 
     def __init__(
         self,
@@ -41,43 +42,99 @@ class ArcFace(nn.Module):
         easy_margin: bool = False,
         sub_centers: int = 1,
         label_smoothing: float = 0.0,
+        gradient: Literal["exact", "straight_through"] = "exact",
     ):
-        super().__init__()
+        rule = ArcMargin(margin, scale, easy_margin=easy_margin, gradient=gradient)
+        super().__init__(
+            num_classes, embedding_dim, rule, sub_centers=sub_centers, label_smoothing=label_smoothing
+        )
+
+
+@LOSSES.register("combined_margin")
+class CombinedMarginSoftmax(MarginHead):
+    """The margins of SphereFace, ArcFace and CosFace in one; `margins.combined_margin` has the formula.
+
+    (m, 0, 0) is SphereFace on normalised embeddings, (1, m, 0) ArcFace and (1, 0, m) CosFace.
+
+    Args:
+        num_classes: C.
+        embedding_dim: D.
+        m1: factor on the angle, >= 1.
+        m2: added to the angle, in radians, in [0, pi).
+        m3: subtracted from the cosine.
+        scale: s.
+        sub_centers: K directions per class, the nearest of which counts.
+        label_smoothing: eps in [0, 1), spread as eps / C over all classes.
+        gradient: 'exact', or 'straight_through' for that of the authors' own code. That code also ignores m2
+            where m3 > 0; this does not.
+    """
+
+    formula: ClassVar[str] = "softmax of s (cos(m1 theta_y + m2) - m3) against s cos(theta_c)"
+    use: ClassVar[str] = "faces; to set the three margins together"
+    source: ClassVar[str] = "Deng et al., CVPR 2019"
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        m1: float = 1.0,
+        m2: float = 0.3,
+        m3: float = 0.2,
+        scale: float = 64.0,
+        sub_centers: int = 1,
+        label_smoothing: float = 0.0,
+        gradient: Literal["exact", "straight_through"] = "exact",
+    ):
+        rule = CombinedMargin(m1, m2, m3, scale, gradient=gradient)
+        super().__init__(
+            num_classes, embedding_dim, rule, sub_centers=sub_centers, label_smoothing=label_smoothing
+        )
+
+
+@LOSSES.register("dynamic_arcface")
+class DynamicArcFace(MarginHead):
+    """ArcFace with a larger margin for smaller classes: m_c = a n_c^-lambda + b.
+
+    Args:
+        class_counts: n_c, the number of training images of each of the C classes.
+        embedding_dim: D.
+        a: with b, the paper's range from 0.05 for the largest classes to 0.5 for one image.
+        b: margin that even the largest classes keep.
+        power: lambda.
+        scale: s.
+        sub_centers: K directions per class, the nearest of which counts; the paper uses 3.
+        label_smoothing: eps in [0, 1), spread as eps / C over all classes.
+    """
+
+    formula: ClassVar[str] = "softmax of s cos(theta_y + a n_y^-lambda + b) against s cos(theta_c)"
+    use: ClassVar[str] = "classes of very different sizes; landmarks, products"
+    source: ClassVar[str] = "Ha et al., arXiv 2010.05350"
+    margins: Tensor
+
+    def __init__(
+        self,
+        class_counts: list[int],
+        embedding_dim: int,
+        *,
+        a: float = 0.45,
+        b: float = 0.05,
+        power: float = 0.25,
+        scale: float = 64.0,
+        sub_centers: int = 1,
+        label_smoothing: float = 0.0,
+    ):
         check_options(
-            num_classes=(num_classes >= 1, f"must be at least 1, got {num_classes}"),
-            embedding_dim=(embedding_dim >= 1, f"must be at least 1, got {embedding_dim}"),
-            margin=(0 <= margin < math.pi, f"must lie in [0, pi) radians, got {margin}"),
-            scale=(0 < scale < math.inf, f"must be positive, got {scale}"),
-            sub_centers=(sub_centers >= 1, f"must be at least 1, got {sub_centers}"),
-            label_smoothing=(0 <= label_smoothing < 1, f"must lie in [0, 1), got {label_smoothing}"),
+            a=within(a, 0, 2),
+            b=within(b, 0, 1),
+            power=within(power, 0, float("inf")),
+            **count_rules(class_counts),
         )
-        self.margin = margin
-        self.scale = scale
-        self.easy_margin = easy_margin
-        self.sub_centers = sub_centers
-        self.label_smoothing = label_smoothing
-        # Only directions matter to the loss, but the shorter a row, the farther a step turns it: short rows,
-        # as in the authors' code, let the head follow the first epochs.
-        self.weight = nn.Parameter(torch.empty(num_classes * sub_centers, embedding_dim))
-        nn.init.normal_(self.weight, std=0.01)
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of embeddings [B, D] with labels [B] int64 in [0, C)."""
-        return arcface_loss(
-            embeddings,
-            labels,
-            self.weight,
-            margin=self.margin,
-            scale=self.scale,
-            easy_margin=self.easy_margin,
-            sub_centers=self.sub_centers,
-            label_smoothing=self.label_smoothing,
-        )
-
-    def extra_repr(self) -> str:
-        rows, dim = self.weight.shape
-        return (
-            f"num_classes={rows // self.sub_centers}, embedding_dim={dim}, margin={self.margin}, "
-            f"scale={self.scale}, easy_margin={self.easy_margin}, sub_centers={self.sub_centers}, "
-            f"label_smoothing={self.label_smoothing}"
+        margins = [a * count**-power + b for count in class_counts]
+        super().__init__(
+            len(class_counts),
+            embedding_dim,
+            ClassMargin("arc", margins, scale),
+            sub_centers=sub_centers,
+            label_smoothing=label_smoothing,
         )

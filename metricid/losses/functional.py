@@ -4,16 +4,14 @@ Arithmetic is float32 (float64 stays float64) whatever the dtype of the input, a
 and no argument is changed.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from metricid.losses.checks import check_batch, compute_dtype, no_autocast
+from metricid.losses.heads import margin_softmax_loss, with_target
+from metricid.losses.linear import check_per_class, check_targets, linear_logits
+from metricid.losses.margins import ArcMargin, Gradient, arc_margin
 from metricid.losses.pairs import contrastive_loss, pairwise_distances, supcon_loss, triplet_loss
 
 __all__ = [
@@ -22,6 +20,7 @@ __all__ = [
     "center_loss",
     "center_steps",
     "contrastive_loss",
+    "margin_softmax_loss",
     "pairwise_distances",
     "softmax_loss",
     "supcon_loss",
@@ -37,6 +36,7 @@ def softmax_loss(
     bias: Tensor | None = None,
     *,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of the softmax over a linear classifier.
 
@@ -45,101 +45,27 @@ def softmax_loss(
 
     Args:
         embeddings: [B, D], any float dtype.
-        labels: [B] int64 in [0, C).
+        labels: [B] int64 in [0, C), or one-hot or soft targets [B, C] in a float dtype, whose rows sum to 1.
         weight: [C, D].
         bias: [C] or None.
         label_smoothing: eps in [0, 1).
+        class_weights: [C], factor on the part of each class in the sum.
 
     Returns:
-        Scalar, mean over the batch, in nats.
+        Scalar, in nats: the mean over the batch, for integer labels with class weights the weighted mean, as
+        PyTorch counts.
 
     Raises:
         ValueError: shapes disagree, or a label is outside [0, C).
     """
-    check_batch(embeddings, labels, num_classes=len(weight), dim=weight.shape[1])
+    check_targets(embeddings, labels, weight, distribution=True)
+    check_per_class("class_weights", class_weights, len(weight))
     dtype = compute_dtype(embeddings, weight)
     with no_autocast(embeddings):
-        logits = F.linear(embeddings.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-
-def arc_margin(cosine: Tensor, margin: float, *, easy_margin: bool = False) -> Tensor:
-    """The target cosine after an additive angular margin: cos(theta + m) (Deng et al., CVPR 2019, eq. 3).
-
-    Beyond theta + m = pi, where the cosine would rise again, cos(theta) - m sin(m) takes over. With
-    `easy_margin` the margin applies where cos(theta) > 0 only, and other cosines stay as they are. The
-    gradient is the exact sin(theta + m) / sin(theta), of which the limit at theta = 0 is infinite; at cos = 1
-    exactly it is cos(m), which is the subgradient that does not move an embedding already on its class
-    center.
-
-    Args:
-        cosine: any shape, float32 or float64; rounding beyond +-1 is harmless.
-        margin: m in radians, in [0, pi).
-
-    Returns:
-        A tensor of the same shape and dtype.
-
-    Example:
-        >>> arc_margin(torch.tensor([0.6]), 0.5)
-        tensor([0.1430])
-    """
-    smallest = torch.finfo(cosine.dtype).eps ** 2  # below 1 - c^2 of every representable c other than +-1
-    sine = ((1 - cosine) * (1 + cosine)).clamp_min(smallest).sqrt()
-    moved = cosine * math.cos(margin) - sine * math.sin(margin)
-    if easy_margin:
-        return torch.where(cosine > 0, moved, cosine)
-    return torch.where(cosine > -math.cos(margin), moved, cosine - margin * math.sin(margin))
-
-
-def with_target(logits: Tensor, labels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Rewrites the logit of each row's own class, in place, with an exact gradient.
-
-    Only B entries of [B, C] are touched forward and one buffer of [B, C] is written backward; a one-hot mask
-    would take three. This is the whole interface between a margin and a head, so a head that holds a part of
-    the classes can call it for the rows whose class it holds.
-
-    Args:
-        logits: [B, C], the fresh result of an operation whose backward does not read it (a matrix product).
-        labels: [B] int64 in [0, C).
-        change: maps the target logits [B] to new ones [B] by differentiable operations.
-
-    Returns:
-        `logits`, changed.
-    """
-    others, target = _TakeTarget.apply(logits, labels)
-    return _PutTarget.apply(others, change(target), labels)
-
-
-class _TakeTarget(torch.autograd.Function):
-    """Splits the target entries off; the gradient of the two parts is joined in one buffer."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(labels)
-        ctx.mark_dirty(logits)
-        return logits, logits.gather(1, labels[:, None]).squeeze(1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (labels,) = ctx.saved_tensors
-        others, target = gradients
-        return others.scatter(1, labels[:, None], target[:, None]), None
-
-
-class _PutTarget(torch.autograd.Function):
-    """Writes target entries; what it leaves in their place of the gradient, `_TakeTarget` overwrites."""
-
-    @staticmethod
-    def forward(ctx: Any, others: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-        ctx.save_for_backward(labels)
-        ctx.mark_dirty(others)
-        return others.scatter_(1, labels[:, None], target[:, None])
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (labels,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        (gradient,) = gradients
-        return gradient, gradient.gather(1, labels[:, None]).squeeze(1), None
+        logits = linear_logits(embeddings, weight, bias)
+        target = labels.to(dtype) if labels.is_floating_point() else labels
+        weights = None if class_weights is None else class_weights.to(dtype)
+        return F.cross_entropy(logits, target, weight=weights, label_smoothing=label_smoothing)
 
 
 def arcface_loss(
@@ -152,6 +78,7 @@ def arcface_loss(
     easy_margin: bool = False,
     sub_centers: int = 1,
     label_smoothing: float = 0.0,
+    gradient: Gradient = "exact",
 ) -> Tensor:
     """Cross-entropy over scaled cosines, the target's with an angular margin (Deng et al., CVPR 2019, eq. 3).
 
@@ -168,6 +95,7 @@ def arcface_loss(
         easy_margin: apply the margin where cos(theta) > 0 only.
         sub_centers: K.
         label_smoothing: eps / C on every class.
+        gradient: 'exact', or 'straight_through' the margin, as in the authors' code.
 
     Returns:
         Scalar, mean over the batch, in nats.
@@ -175,19 +103,10 @@ def arcface_loss(
     Raises:
         ValueError: shapes disagree, or a label is outside [0, C).
     """
-    if len(weight) % sub_centers:
-        raise ValueError(f"weight has {len(weight)} rows, not a multiple of sub_centers={sub_centers}")
-    check_batch(embeddings, labels, num_classes=len(weight) // sub_centers, dim=weight.shape[1])
-    dtype = compute_dtype(embeddings, weight)
-    with no_autocast(embeddings):
-        directions = F.normalize(embeddings.to(dtype), dim=1)
-        logits = F.linear(directions * scale, F.normalize(weight.to(dtype), dim=1))
-        if sub_centers > 1:
-            logits = logits.unflatten(1, (-1, sub_centers)).max(dim=2).values
-        logits = with_target(
-            logits, labels, lambda z: scale * arc_margin(z / scale, margin, easy_margin=easy_margin)
-        )
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    rule = ArcMargin(margin, scale, easy_margin=easy_margin, gradient=gradient)
+    return margin_softmax_loss(
+        embeddings, labels, weight, rule, sub_centers=sub_centers, label_smoothing=label_smoothing
+    )
 
 
 def center_loss(embeddings: Tensor, labels: Tensor, centers: Tensor) -> Tensor:

@@ -1,18 +1,17 @@
 """Softmax cross-entropy: a linear classifier over the training identities."""
 
-import math
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
 from metricid.losses.functional import softmax_loss
+from metricid.losses.linear import LinearHead, optional_tensor
 
 
 @LOSSES.register("softmax")
-class SoftmaxCrossEntropy(nn.Module):
+class SoftmaxCrossEntropy(LinearHead):
     """Classifies the training identities by a linear layer; `functional.softmax_loss` has the formula.
 
     Args:
@@ -21,28 +20,41 @@ class SoftmaxCrossEntropy(nn.Module):
         label_smoothing: eps in [0, 1), spread as eps / C over all classes.
         bias: add a learned bias per class. Off by default: a class's prior says nothing about an unseen
             identity.
+        class_weights: a factor for each class.
     """
 
-    pairwise: ClassVar[bool] = False
+    formula: ClassVar[str] = "-sum_c q_c log softmax(W x + b)_c, q_c = (1 - eps) [c = y] + eps / C"
+    use: ClassVar[str] = "the plain start for any labelled data; re-ID beside triplet"
+    source: ClassVar[str] = "Szegedy et al., CVPR 2016"
+    class_weights: Tensor | None
 
     def __init__(
-        self, num_classes: int, embedding_dim: int, *, label_smoothing: float = 0.0, bias: bool = False
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        label_smoothing: float = 0.0,
+        bias: bool = False,
+        class_weights: list[float] | None = None,
     ):
-        super().__init__()
+        super().__init__(num_classes, embedding_dim, bias=bias)
         check_options(
-            num_classes=(num_classes >= 1, f"must be at least 1, got {num_classes}"),
-            embedding_dim=(embedding_dim >= 1, f"must be at least 1, got {embedding_dim}"),
             label_smoothing=(0 <= label_smoothing < 1, f"must lie in [0, 1), got {label_smoothing}"),
+            class_weights=(
+                class_weights is None or all(0 <= value < float("inf") for value in class_weights),
+                "must all be at least 0",
+            ),
         )
         self.label_smoothing = label_smoothing
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim))
-        self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
-        nn.init.uniform_(self.weight, -1 / math.sqrt(embedding_dim), 1 / math.sqrt(embedding_dim))
+        self.register_buffer("class_weights", optional_tensor(class_weights), persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of embeddings [B, D] with labels [B] int64 in [0, C)."""
-        return softmax_loss(embeddings, labels, self.weight, self.bias, label_smoothing=self.label_smoothing)
-
-    def extra_repr(self) -> str:
-        classes, dim = self.weight.shape
-        return f"num_classes={classes}, embedding_dim={dim}, label_smoothing={self.label_smoothing}"
+        """Mean loss of embeddings [B, D] with labels [B] int64 in [0, C), or targets [B, C]."""
+        return softmax_loss(
+            embeddings,
+            labels,
+            self.weight,
+            self.bias,
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+        )

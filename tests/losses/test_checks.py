@@ -75,7 +75,9 @@ def test_a_batch_of_one_works(loss: torch.nn.Module) -> None:
 def test_on_a_gpu_nothing_is_read_back_to_the_host(name: str, options: dict[str, Any]) -> None:
     """Fake CUDA tensors have no values: whatever would make the host wait for one raises."""
     with FakeTensorMode(), torch.device("cuda"):
-        loss = LOSSES.build({"loss": name, **options}, num_classes=10, embedding_dim=16)
+        loss = LOSSES.build(
+            {"loss": name, **options}, num_classes=10, embedding_dim=16, class_counts=[3] * 10
+        )
         x = torch.randn(8, 16, requires_grad=True)
         labels = torch.randint(0, 10, (8,))
         value = loss(x, labels)
@@ -83,6 +85,8 @@ def test_on_a_gpu_nothing_is_read_back_to_the_host(name: str, options: dict[str,
         assert value.requires_grad
         if options == {"update": "alpha"}:
             loss.update_centers(x.detach(), labels)
+        elif getattr(loss, "stateful", False):
+            loss.after_step(x.detach(), labels)
 
 
 def test_the_assertion_on_the_device_looks_at_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,4 +100,12 @@ def test_the_assertion_on_the_device_looks_at_the_range(monkeypatch: pytest.Monk
 
 def test_pairwise_says_which_losses_compare_samples() -> None:
     pairwise = {name for name in LOSSES.names() if LOSSES.get(name).pairwise}  # type: ignore[attr-defined]
-    assert pairwise == {"triplet", "contrastive", "supcon", "zero_mean", "uniformity", "koleo"}
+    assert pairwise == {
+        "proxy_anchor",
+        "triplet",
+        "contrastive",
+        "supcon",
+        "zero_mean",
+        "uniformity",
+        "koleo",
+    }
