@@ -68,6 +68,8 @@ class SearchIndex:
 
     def _open(self, verify: bool) -> None:
         self.card, self._index, self._rows = files.load(self.folder, self._mapped, verify)
+        # Texts as Python has them, made when they are needed: looked up five times as fast as in the table.
+        self._keys: np.ndarray | None = None
         self._places: dict[str, int] | None = None
 
     @classmethod
@@ -157,9 +159,10 @@ class SearchIndex:
             if count == 0:
                 raise InputError(f"--where: no row has {where}")
             scores, ids = self._index.exact(queries, min(k, count), chosen)
-        rows = self._rows.take(pa.array(ids.ravel()))
-        keys = rows[KEY].to_numpy(zero_copy_only=False).reshape(ids.shape)
-        return Hits(scores, keys, rows)
+        if self._keys is None:
+            self._keys = self._rows[KEY].to_numpy()
+        table = self._rows
+        return Hits(scores, self._keys[ids], lambda: table.take(pa.array(ids.ravel())))
 
     def get(self, keys: Sequence[str]) -> tuple[Vectors, pa.Table]:
         """As `Store.get`; kinds of 8 bits give what they decode."""

@@ -1,6 +1,7 @@
 """The kinds of index: which one for how many rows, how each is made, searched and read back."""
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -180,21 +181,11 @@ class VectorIndex:
         Returns:
             scores [Q, k], row numbers [Q, k].
         """
-        scores, ids = _faiss_search(self.index, queries, k, self._parameters(effort, k))
+        scores, ids = _faiss_search(self.index, queries, k, search_parameters(self.kind, effort, k))
         short = (ids[:, -1] < 0).nonzero()[0]
         if len(short):  # too few candidates within the effort: a graph in pieces, or short lists
             scores[short], ids[short] = self.exact(np.ascontiguousarray(queries[short]), k)
         return scores, ids
-
-    def _parameters(self, effort: int, k: int) -> Any:
-        if self.kind == "flat":
-            return None
-        if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(effort, k))
-        if self.kind == "ivf_sq8":
-            return faiss.SearchParametersIVF(nprobe=effort)
-        visits = faiss.IVFRaBitQSearchParameters(nprobe=effort)
-        return faiss.IndexRefineSearchParameters(k_factor=REFINED, base_index_params=visits)
 
     def exact(self, queries: Vectors, k: int, mask: NDArray[np.bool_] | None = None) -> tuple[Vectors, _Ids]:
         """The best rows among those of `mask` [N] by comparing with each, as exactly as vectors are kept."""
@@ -212,6 +203,19 @@ class VectorIndex:
         if self.kind == "ivf_sq8" and self.index.direct_map.no():
             self.index.make_direct_map()
         return np.asarray(self._coded.reconstruct_batch(rows))
+
+
+@lru_cache(16)
+def search_parameters(kind: str, effort: int, k: int) -> Any:
+    """What FAISS is told for an effort (see `VectorIndex.search`); None for the exact kind."""
+    if kind == "flat":
+        return None
+    if kind == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=max(effort, k))
+    if kind == "ivf_sq8":
+        return faiss.SearchParametersIVF(nprobe=effort)
+    visits = faiss.IVFRaBitQSearchParameters(nprobe=effort)
+    return faiss.IndexRefineSearchParameters(k_factor=REFINED, base_index_params=visits)
 
 
 def _widened(ranges: Vectors | None) -> Vectors | None:

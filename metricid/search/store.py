@@ -1,7 +1,8 @@
 """What every store of vectors can do, and the checks at its door."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,8 @@ from metricid.registry import unknown
 
 KEY = "path"
 IDENTITY = "identity"
-_ROWS = 4096  # rows whose norms are taken at a time; a float64 copy of everything would be wasteful
+_SQUARES = (1e-12, 1e12)  # squared norms that float32 gives exactly enough
+_ROWS = 4096  # rows that are scaled in float64 at a time; a copy of everything would be wasteful
 _SHOWN = 3
 _NOTHING = (None, "unknown")
 
@@ -95,12 +97,20 @@ class Hits:
     Attributes:
         scores: [Q, K] float32 cosine; -inf where a query has fewer than K hits.
         keys: [Q, K] object, the key of each hit; None where there is none.
-        rows: Q * K rows of the stored table, query after query; nulls where there is no hit.
+        look_up: gives `rows`.
     """
 
     scores: Vectors
     keys: NDArray[np.object_]
-    rows: pa.Table
+    look_up: Callable[[], pa.Table]
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """Q * K rows of the stored table, query after query; nulls where there is no hit.
+
+        They are taken from the table when they are asked for first: that costs more than their keys.
+        """
+        return self.look_up()
 
     def of(self, query: int) -> list[dict[str, Any]]:
         """The hits of one query as dictionaries `{score, column: value, ...}`."""
@@ -207,11 +217,14 @@ def check_vectors(
             f"{name}: are {array.shape[1]} wide, the index holds vectors of {dimension}; "
             "use the model that the index was built with"
         )
+    squares = np.einsum("nd,nd->n", array, array)
+    if len(array) and _SQUARES[0] < squares.min() and squares.max() < _SQUARES[1]:  # NaN is neither
+        return np.ascontiguousarray(array * (1 / np.sqrt(squares))[:, None])
     unit = np.empty(array.shape, np.float32)
     for start in range(0, len(array), _ROWS):
-        part = array[start : start + _ROWS]
         # float64: squares of large float32 values overflow, those of small ones vanish.
-        norm = np.sqrt(np.einsum("nd,nd->n", part, part, dtype=np.float64))
+        wide = array[start : start + _ROWS].astype(np.float64)
+        norm = np.sqrt(np.einsum("nd,nd->n", wide, wide))
         wrong = np.flatnonzero(~np.isfinite(norm) | (norm == 0))
         if len(wrong):
             what = "is the zero vector" if norm[wrong[0]] == 0 else "holds NaN or infinity"
@@ -219,7 +232,7 @@ def check_vectors(
                 f"{name}: row {first + start + wrong[0]} (counted from 0) {what}; "
                 "the model diverged or the file is damaged: embed again"
             )
-        np.divide(part, norm[:, None], out=unit[start : start + _ROWS], casting="same_kind")
+        unit[start : start + _ROWS] = wide / norm[:, None]
     return unit
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from metricid.errors import InputError
 from metricid.search import KINDS, ArraySource, Filter, SearchIndex
 from metricid.search import kinds as kinds_module
+from metricid.search.store import check_vectors
 
 from .people import DIMENSION, People
 
@@ -194,6 +195,27 @@ def test_vectors_that_cannot_be_used_are_refused_at_every_door(people, build, pl
             SearchIndex.build(place.with_name("other"), ArraySource(bad, new.rows))
         assert not list(place.with_name("other").glob("*-*"))
     assert len(SearchIndex(place)) == 400
+
+
+@pytest.mark.parametrize("scales", [[1.0], [1e-6, 1e6], [1e-30, 1.0, 1e30], [1e-42], [1e37]])
+@pytest.mark.parametrize("width", [1, 3, 512])
+def test_vectors_of_any_size_are_scaled_to_length_one(scales, width):
+    random = np.random.default_rng(4)
+    given = random.standard_normal((50, width)).astype(np.float32)
+    given = np.concatenate([(given * np.float64(scale)).astype(np.float32) for scale in scales])
+    given = np.asfortranarray(given[np.abs(given).max(axis=1) > 0])
+    wide = given.astype(np.float64)
+    unit = check_vectors(given)
+    assert unit.dtype == np.float32 and unit.flags.c_contiguous
+    np.testing.assert_allclose(unit, wide / np.linalg.norm(wide, axis=1, keepdims=True), atol=3e-7)
+
+
+def test_hits_keep_the_rows_that_they_were_found_in(people, build):
+    index = build(people)
+    hits = index.query(QUERIES, 3)
+    index.remove([people.keys[0]])
+    index.close()
+    assert hits.rows["path"].to_pylist() == hits.keys.ravel().tolist()
 
 
 def test_values_too_large_to_be_squared_are_scaled_all_the_same(people, build):
