@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metricid.data.dataset import OnCorrupt
+from metricid.data.embedding_images import read_images
 from metricid.data.embedding_parts import PartFolder, stamp_images
-from metricid.data.loader import iterate_images
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
@@ -62,7 +62,7 @@ def embed_parts(
         device: where the model runs.
         batch_size: images per forward pass.
         flip: add the embedding of the mirrored image.
-        workers: reading processes.
+        workers: reading processes; 0 reads with the threads of the network, in turns with it.
         on_corrupt: `error`, or `skip` to leave unreadable images out.
         bar: is moved on by every image.
 
@@ -76,7 +76,7 @@ def embed_parts(
     stamps = {part: stamp_images(source, table, parts.rows(part)) for part in todo}
     rows = np.concatenate([np.empty(0, np.int64), *(np.array(parts.rows(part)) for part in todo)])
     images = _Waiting(
-        iterate_images(
+        read_images(
             source,
             [table.path_at(row) for row in rows],
             build_transform("plain", size=model.preprocessing.size, train=False),

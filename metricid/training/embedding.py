@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from metricid.data.dataset import OnCorrupt
-from metricid.data.loader import iterate_images
+from metricid.data.embedding_images import read_images
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
@@ -57,7 +57,7 @@ def embed_images(
         precision: arithmetic of the forward pass; the embeddings are float32.
         batch_size: images per forward pass.
         flip: add the embedding of the mirrored image before normalisation (f(x) + f(flip x)).
-        workers: reading processes.
+        workers: reading processes; 0 reads with the threads of the network, in turns with it.
         on_corrupt: `error`, or `skip` to leave unreadable images out.
         label: text of the progress bar.
 
@@ -72,7 +72,7 @@ def embed_images(
     vectors, kept = [], []
     skipped: list[str] = []
     try:
-        images = iterate_images(
+        images = read_images(
             source,
             part.paths,
             transform,
@@ -135,7 +135,7 @@ def pixel_vectors(
     vectors = np.empty((len(table), size[0] * size[1] * 3), dtype=np.float32)
     kept = []
     filled = 0
-    for batch, index in iterate_images(
+    for batch, index in read_images(
         source,
         table.paths,
         transform,
