@@ -9,7 +9,7 @@ from metricid.losses.arcface import ArcFace, CombinedMarginSoftmax, DynamicArcFa
 from metricid.losses.catalog import LOSSES
 from metricid.losses.center import CenterLoss, ContrastiveCenterLoss, IslandLoss
 from metricid.losses.classification import BinaryCrossEntropy, FocalLoss
-from metricid.losses.contrastive import ContrastiveLoss
+from metricid.losses.contrastive import ContrastiveLoss, SNRContrastiveLoss
 from metricid.losses.dice import DiceLoss
 from metricid.losses.distillation import (
     DISTILLATION,
@@ -20,6 +20,7 @@ from metricid.losses.distillation import (
     SimilarityPreserving,
 )
 from metricid.losses.domain import DomainAdversarialLoss, GanDiscriminatorLoss, GanGeneratorLoss
+from metricid.losses.groups import AngularLoss, GeneralizedLiftedLoss, LiftedStructureLoss, QuadrupletLoss
 from metricid.losses.hinge import HingeLoss
 from metricid.losses.imbalance import LDAM, BalancedSoftmax, ClassBalanced
 from metricid.losses.margin_softmax import (
@@ -33,11 +34,13 @@ from metricid.losses.margin_softmax import (
 from metricid.losses.margin_softmax_adaptive import AdaCos, AdaFace, CurricularFace, ElasticFace, MagFace
 from metricid.losses.objective import Objective, ObjectiveOutput, Term
 from metricid.losses.proxies import ProxyAnchor, ProxyNCA, SoftTriple
+from metricid.losses.rankings import FastAPLoss, HistogramLoss, RankedListLoss, RecallAtKLoss, SmoothAPLoss
 from metricid.losses.regression import TASKS, HuberLoss, MAELoss, MSELoss, SmoothL1Loss
 from metricid.losses.regularisers import FeatureNormLoss, KoLeoLoss, RingLoss, UniformityLoss, ZeroMeanLoss
 from metricid.losses.softmax import SoftmaxCrossEntropy
-from metricid.losses.supcon import SupConLoss
-from metricid.losses.triplet import TripletLoss
+from metricid.losses.supcon import NCALoss, NPairLoss, NTXentLoss, SupConLoss, TupletMarginLoss
+from metricid.losses.triplet import TripletLoss, WeightedTripletLoss
+from metricid.losses.weighted_pairs import CircleLoss, MarginLoss, MultiSimilarityLoss
 from metricid.losses.weights import (
     REGULARISERS,
     L1Penalty,
@@ -56,10 +59,12 @@ __all__ = [
     "TASKS",
     "AdaCos",
     "AdaFace",
+    "AngularLoss",
     "ArcFace",
     "BalancedSoftmax",
     "BinaryCrossEntropy",
     "CenterLoss",
+    "CircleLoss",
     "CircleSoftmax",
     "ClassBalanced",
     "CombinedMarginSoftmax",
@@ -72,33 +77,47 @@ __all__ = [
     "DynamicArcFace",
     "ElasticFace",
     "EmbeddingDistillation",
+    "FastAPLoss",
     "FeatureNormLoss",
     "FocalLoss",
     "GanDiscriminatorLoss",
     "GanGeneratorLoss",
+    "GeneralizedLiftedLoss",
     "HingeLoss",
+    "HistogramLoss",
     "HuberLoss",
     "IslandLoss",
     "KoLeoLoss",
     "L1Penalty",
     "L2Penalty",
+    "LiftedStructureLoss",
     "LogitDistillation",
     "MAELoss",
     "MSELoss",
     "MVSoftmax",
     "MagFace",
+    "MarginLoss",
+    "MultiSimilarityLoss",
+    "NCALoss",
+    "NPairLoss",
+    "NTXentLoss",
     "NormalizedSoftmax",
     "Objective",
     "ObjectiveOutput",
     "OrthogonalityLoss",
     "ProxyAnchor",
     "ProxyNCA",
+    "QuadrupletLoss",
     "RKDAngle",
     "RKDDistance",
+    "RankedListLoss",
+    "RecallAtKLoss",
     "RegularFace",
     "RingLoss",
+    "SNRContrastiveLoss",
     "SeparationLoss",
     "SimilarityPreserving",
+    "SmoothAPLoss",
     "SmoothL1Loss",
     "SoftTriple",
     "SoftmaxCrossEntropy",
@@ -108,7 +127,9 @@ __all__ = [
     "Term",
     "TradesLoss",
     "TripletLoss",
+    "TupletMarginLoss",
     "UniformityLoss",
     "VirtualAdversarialLoss",
+    "WeightedTripletLoss",
     "ZeroMeanLoss",
 ]

@@ -1,16 +1,20 @@
-"""Contrastive loss over all pairs of the batch."""
+"""Contrastive losses over all pairs of the batch."""
 
 from typing import ClassVar, Literal, get_args
 
-from torch import Tensor, nn
-
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
-from metricid.losses.pairs import ContrastiveForm, ContrastiveReduction, contrastive_loss
+from metricid.losses.pairs import (
+    ContrastiveForm,
+    ContrastiveReduction,
+    contrastive_loss,
+    snr_contrastive_loss,
+)
+from metricid.losses.pairwise import PairwiseLoss, not_negative, one_of, positive
 
 
 @LOSSES.register("contrastive")
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(PairwiseLoss):
     """Pulls positives together, pushes negatives away; `functional.contrastive_loss` has the formula.
 
     Args:
@@ -24,7 +28,11 @@ class ContrastiveLoss(nn.Module):
             the zeros too; 'pairs' is one mean over all pairs.
     """
 
-    pairwise: ClassVar[bool] = True
+    kind: ClassVar[str] = "pair"
+    formula: ClassVar[str] = "max(0, d_p - positive_margin)^2 / 2 + max(0, negative_margin - d_n)^2 / 2"
+    use: ClassVar[str] = "a fixed distance should separate, as in verification with one threshold"
+    source: ClassVar[str] = "Hadsell et al., CVPR 2006"
+    function = staticmethod(contrastive_loss)
 
     def __init__(
         self,
@@ -35,40 +43,50 @@ class ContrastiveLoss(nn.Module):
         normalize: bool = True,
         reduction: Literal["mean", "mean_nonzero", "pairs"] = "mean_nonzero",
     ):
-        super().__init__()
-        forms, reductions = get_args(ContrastiveForm), get_args(ContrastiveReduction)
+        super().__init__(
+            form=form,
+            positive_margin=positive_margin,
+            negative_margin=negative_margin,
+            normalize=normalize,
+            reduction=reduction,
+        )
         check_options(
-            form=(form in forms, f"must be one of {forms}, got {form!r}"),
-            positive_margin=(
-                0 <= positive_margin < float("inf"),
-                f"must be at least 0, got {positive_margin}",
-            ),
-            negative_margin=(
-                0 < negative_margin < float("inf"),
-                f"must be positive, got {negative_margin}",
-            ),
-            reduction=(reduction in reductions, f"must be one of {reductions}, got {reduction!r}"),
-        )
-        self.form: ContrastiveForm = form
-        self.positive_margin = positive_margin
-        self.negative_margin = negative_margin
-        self.normalize = normalize
-        self.reduction: ContrastiveReduction = reduction
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Loss of embeddings [B, D] with labels [B] int64."""
-        return contrastive_loss(
-            embeddings,
-            labels,
-            form=self.form,
-            positive_margin=self.positive_margin,
-            negative_margin=self.negative_margin,
-            normalize=self.normalize,
-            reduction=self.reduction,
+            form=one_of(form, get_args(ContrastiveForm)),
+            positive_margin=not_negative(positive_margin),
+            negative_margin=positive(negative_margin),
+            reduction=one_of(reduction, get_args(ContrastiveReduction)),
         )
 
-    def extra_repr(self) -> str:
-        return (
-            f"form={self.form}, positive_margin={self.positive_margin}, "
-            f"negative_margin={self.negative_margin}, normalize={self.normalize}, reduction={self.reduction}"
+
+@LOSSES.register("snr_contrastive")
+class SNRContrastiveLoss(PairwiseLoss):
+    """Contrastive on noise over signal; `functional.snr_contrastive_loss` has the formula.
+
+    Args:
+        positive_margin: distance below which a positive pair is left alone.
+        negative_margin: distance beyond which a negative pair is left alone; independent embeddings of equal
+            variance are at 2.
+        reduction: as in `ContrastiveLoss`.
+    """
+
+    kind: ClassVar[str] = "pair"
+    formula: ClassVar[str] = "contrastive, linear, on d_ij = var(x_i - x_j) / var(x_i)"
+    use: ClassVar[str] = "raw embeddings whose scale should not matter; beside a zero-mean regulariser"
+    source: ClassVar[str] = "Yuan et al., CVPR 2019"
+    function = staticmethod(snr_contrastive_loss)
+
+    def __init__(
+        self,
+        *,
+        positive_margin: float = 0.0,
+        negative_margin: float = 1.0,
+        reduction: Literal["mean", "mean_nonzero", "pairs"] = "mean_nonzero",
+    ):
+        super().__init__(
+            positive_margin=positive_margin, negative_margin=negative_margin, reduction=reduction
+        )
+        check_options(
+            positive_margin=not_negative(positive_margin),
+            negative_margin=positive(negative_margin),
+            reduction=one_of(reduction, get_args(ContrastiveReduction)),
         )

@@ -12,19 +12,59 @@ from metricid.losses.checks import check_batch, compute_dtype, no_autocast
 from metricid.losses.heads import margin_softmax_loss, with_target
 from metricid.losses.linear import check_per_class, check_targets, linear_logits
 from metricid.losses.margins import ArcMargin, Gradient, arc_margin
-from metricid.losses.pairs import contrastive_loss, pairwise_distances, supcon_loss, triplet_loss
+from metricid.losses.matrices import pairwise_distances
+from metricid.losses.pairs import (
+    circle_loss,
+    contrastive_loss,
+    distance_margin_loss,
+    multi_similarity_loss,
+    snr_contrastive_loss,
+)
+from metricid.losses.ranking import (
+    fast_ap_loss,
+    histogram_loss,
+    ranked_list_loss,
+    recall_at_k_loss,
+    smooth_ap_loss,
+)
+from metricid.losses.softmax_pairs import nca_loss, npair_loss, ntxent_loss, supcon_loss, tuplet_margin_loss
+from metricid.losses.triplets import triplet_loss, weighted_triplet_loss
+from metricid.losses.tuples import (
+    angular_loss,
+    generalized_lifted_loss,
+    lifted_structure_loss,
+    quadruplet_loss,
+)
 
 __all__ = [
+    "angular_loss",
     "arc_margin",
     "arcface_loss",
     "center_loss",
     "center_steps",
+    "circle_loss",
     "contrastive_loss",
+    "distance_margin_loss",
+    "fast_ap_loss",
+    "generalized_lifted_loss",
+    "histogram_loss",
+    "lifted_structure_loss",
     "margin_softmax_loss",
+    "multi_similarity_loss",
+    "nca_loss",
+    "npair_loss",
+    "ntxent_loss",
     "pairwise_distances",
+    "quadruplet_loss",
+    "ranked_list_loss",
+    "recall_at_k_loss",
+    "smooth_ap_loss",
+    "snr_contrastive_loss",
     "softmax_loss",
     "supcon_loss",
     "triplet_loss",
+    "tuplet_margin_loss",
+    "weighted_triplet_loss",
     "with_target",
 ]
 

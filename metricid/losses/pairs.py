@@ -1,97 +1,17 @@
-"""Losses that compare the samples of a batch with each other, as pure functions."""
+"""Losses over positive and negative pairs, as pure functions."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from metricid.losses.checks import check_batch, compute_dtype, no_autocast
-from metricid.mining import batch_all, batch_hard, pair_masks, semi_hard
+from metricid.losses.checks import no_autocast
+from metricid.losses.matrices import Pairs, Rows, compare, log_sum_exp, mean_over_anchors, with_slopes
 
-TripletMiner = Literal["batch_hard", "batch_all", "semi_hard"]
-TripletReduction = Literal["mean", "mean_nonzero"]
 ContrastiveForm = Literal["hadsell", "linear"]
 ContrastiveReduction = Literal["mean", "mean_nonzero", "pairs"]
-
-
-def pairwise_distances(embeddings: Tensor, *, squared: bool = False) -> Tensor:
-    """Euclidean distances between all rows, right also where rows nearly coincide.
-
-    The product behind |x|^2 + |y|^2 - 2 x.y runs in float64 on centered rows: in float32 (or TF32) the
-    cancellation would turn small distances into noise. Rows nearer to each other than float32 can tell (by
-    3.4e-7 of the smaller of their distances from the mean of the batch) have distance 0 and there the
-    subgradient 0; any other pair has the full gradient of unit length (`squared` fades with the distance
-    instead). Apple GPUs have no float64: there the product is float32 and the limit 7.8e-3, so that nearly
-    equal rows count as equal.
-
-    Args:
-        embeddings: [B, D], any float dtype.
-        squared: return d^2 and not d.
-
-    Returns:
-        [B, B], float32 (float64 for float64 input).
-    """
-    with no_autocast(embeddings):
-        return _Distances.apply(embeddings.to(compute_dtype(embeddings)), squared)
-
-
-def triplet_loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    margin: float | None = 0.3,
-    miner: TripletMiner = "batch_hard",
-    normalize: bool = False,
-    squared: bool = False,
-    reduction: TripletReduction = "mean",
-) -> Tensor:
-    """Keeps positives nearer than negatives by a margin (Schroff et al., CVPR 2015, eq. 2).
-
-    max(0, d_ap - d_an + margin), or without a margin log(1 + exp(d_ap - d_an)) (Hermans et al., arXiv
-    1703.07737, section 2), over the triplets of the miner: one per anchor (their eq. 5, 'batch_hard'), all
-    (their eq. 6, 'batch_all') or one per pair ('semi_hard').
-
-    Args:
-        embeddings: [B, D], any float dtype.
-        labels: [B] int64, any values.
-        margin: in the unit of the distances; None for the soft margin.
-        miner: which triplets count.
-        normalize: put the embeddings on the unit sphere first.
-        squared: compare squared distances, as FaceNet does.
-        reduction: 'mean' over the triplets of the miner, or over those with a loss above 0.
-
-    Returns:
-        Scalar; 0 with a graph, and zero gradients, when there is no triplet. Where all embeddings are equal
-        the loss is the margin and the gradient 0, as no direction is better than another; embeddings that are
-        merely close get the full gradient, unless `squared`.
-
-    Raises:
-        ValueError: shapes disagree.
-    """
-    check_batch(embeddings, labels)
-    with no_autocast(embeddings):
-        x = embeddings.to(compute_dtype(embeddings))
-        if normalize:
-            x = F.normalize(x, dim=1)
-        positive, negative = pair_masks(labels)
-        if miner == "batch_all":
-            distances = pairwise_distances(x, squared=squared)
-            total, slopes, nonzero = _all_triplets(distances.detach(), positive, negative, margin)
-            count = nonzero if reduction == "mean_nonzero" else (positive.sum(1) * negative.sum(1)).sum()
-            return _WithSlopes.apply(distances, total, slopes) / count.clamp_min(1) + _nan_or_zero(x)
-        if miner == "batch_hard":
-            triplets = batch_hard(pairwise_distances(x.detach(), squared=True), positive, negative)
-            near = _distances(x, x[triplets.positive[:, 0]], squared)[:, None]
-            far = _distances(x, x[triplets.negative[:, 0]], squared)[:, None]
-        else:
-            distances = pairwise_distances(x, squared=squared)
-            triplets = semi_hard(distances, positive, negative, margin)
-            near, far = distances.gather(1, triplets.positive), distances.gather(1, triplets.negative)
-        losses = _hinge(near - far, margin).masked_fill(~triplets.valid, 0)
-        counted = triplets.valid & (losses > 0) if reduction == "mean_nonzero" else triplets.valid
-        return losses.sum() / counted.sum().clamp_min(1) + _nan_or_zero(x)
+MarginNegatives = Literal["all", "distance_weighted"]
 
 
 def contrastive_loss(
@@ -103,6 +23,8 @@ def contrastive_loss(
     negative_margin: float = 1.0,
     normalize: bool = True,
     reduction: ContrastiveReduction = "mean_nonzero",
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
 ) -> Tensor:
     """Pulls positives together and pushes negatives beyond a margin, over all pairs of the batch.
 
@@ -120,6 +42,8 @@ def contrastive_loss(
         reduction: 'mean_nonzero' is the mean over positive pairs with a loss above 0 plus the mean over such
             negative pairs; 'mean' counts the zeros too; 'pairs' is one mean over all pairs, positive or
             negative, in which the few positives of a batch of many classes weigh little.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
 
     Returns:
         Scalar; a kind of pair that the batch lacks adds 0, with a graph.
@@ -127,145 +51,242 @@ def contrastive_loss(
     Raises:
         ValueError: shapes disagree.
     """
-    check_batch(embeddings, labels)
     with no_autocast(embeddings):
-        x = embeddings.to(compute_dtype(embeddings))
-        if normalize:
-            x = F.normalize(x, dim=1)
-        distances = pairwise_distances(x)
-        positive, negative = pair_masks(labels)
-        value, slopes = _all_pairs(
-            distances.detach(), positive, negative, form, positive_margin, negative_margin, reduction
-        )
-        return _WithSlopes.apply(distances, value, slopes) + _nan_or_zero(x)
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        return _contrast(pairs.distances(), pairs, form, positive_margin, negative_margin, reduction)
 
 
-def supcon_loss(embeddings: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Supervised contrastive loss (Khosla et al., NeurIPS 2020, eq. 2: the sum outside the logarithm).
+def snr_contrastive_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    positive_margin: float = 0.0,
+    negative_margin: float = 1.0,
+    reduction: ContrastiveReduction = "mean_nonzero",
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Contrastive loss on the signal-to-noise distance (Yuan et al., CVPR 2019).
 
-    For an anchor i with positives P(i), z the embeddings on the unit sphere and t the temperature:
-    -1/|P(i)| sum over p in P(i) of log(exp(z_i.z_p / t) / sum over a != i of exp(z_i.z_a / t)).
-    The paper sums over anchors; here it is their mean, over the anchors that have a positive.
+    d_ij = var(x_i - x_j) / var(x_i), the variances over the D features: noise over signal of the anchor i. It
+    is not symmetric, and 2 for independent embeddings of equal variance. The loss is max(0, d -
+    positive_margin) for a positive pair and max(0, negative_margin - d) for a negative one. The paper adds a
+    term that keeps the mean of the features at zero: combine with a zero-mean regulariser for that.
 
     Args:
-        embeddings: [B, D], any float dtype; arithmetic is float32 (float64 for float64 input).
-        labels: [B] int64.
-        temperature: > 0.
+        embeddings: [B, D], any float dtype, D >= 2; not normalised.
+        labels: [B] int64, any values.
+        positive_margin: distance below which a positive pair is near enough.
+        negative_margin: distance beyond which a negative pair is far enough.
+        reduction: as in `contrastive_loss`.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
 
     Returns:
-        Scalar; 0 with a graph where no sample has a positive.
+        Scalar; a kind of pair that the batch lacks adds 0, with a graph.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes disagree.
     """
-    check_batch(embeddings, labels)
-    positive, _ = pair_masks(labels)
     with no_autocast(embeddings):
-        z = F.normalize(embeddings.to(compute_dtype(embeddings)), dim=1)
-        logits = z @ z.T / temperature
-        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-        # A finite stand-in for minus infinity: a batch of one has no other sample to sum over.
-        total = logits.masked_fill(itself, -torch.finfo(logits.dtype).max).logsumexp(dim=1, keepdim=True)
-        count = positive.sum(dim=1)
-        lost = ((total - logits) * positive).sum(dim=1) / count.clamp(min=1)
-        return lost.where(count > 0, 0.0).sum() / (count > 0).sum().clamp(min=1) + _nan_or_zero(z)
+        pairs = compare(embeddings, labels, references, reference_labels)
+        x = pairs.x - pairs.x.mean(dim=1, keepdim=True)
+        y = x if pairs.own else pairs.y - pairs.y.mean(dim=1, keepdim=True)
+        even = Pairs(x, y, pairs.labels, pairs.other_labels, pairs.own)
+        # An embedding whose features are all equal has no signal: its distances are huge, but finite.
+        signal = x.square().sum(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+        distances = even.distances(squared=True) / signal
+        return _contrast(distances, pairs, "linear", positive_margin, negative_margin, reduction)
 
 
-def _nan_or_zero(x: Tensor) -> Tensor:
-    """0 with a graph; NaN where an embedding is not finite, so that it shows even when nothing is counted."""
-    return 0 * x.sum()
+def multi_similarity_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    epsilon: float | None = 0.1,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Multi-similarity loss with its selection of pairs (Wang et al., CVPR 2019).
 
+    Per anchor, s the cosines: log(1 + sum over positives of exp(-alpha (s - base))) / alpha + log(1 + sum
+    over negatives of exp(beta (s - base))) / beta. A positive is used if s - epsilon is below the anchor's
+    largest negative, a negative if s + epsilon is above its smallest positive.
 
-def _distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
-    """Row by row; the subgradient at distance 0 is 0."""
-    return (x - y).square().sum(dim=1) if squared else torch.linalg.vector_norm(x - y, dim=1)
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        alpha: sharpness for the positives.
+        beta: sharpness for the negatives.
+        base: cosine around which the pairs are weighted (lambda in the paper).
+        epsilon: slack of the selection; None uses all pairs.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
 
+    Returns:
+        Scalar, mean over all anchors, also those without a pair, as in the paper.
 
-def _hinge(gap: Tensor, margin: float | None) -> Tensor:
-    return F.softplus(gap) if margin is None else F.relu(gap + margin)
-
-
-class _Distances(torch.autograd.Function):
-    """Distance matrix that keeps one [B, B] sheet for backward, and takes one matrix product there."""
-
-    @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, squared: bool) -> Tensor:
-        wide = torch.float32 if embeddings.device.type == "mps" else torch.float64  # no float64 on Apple GPUs
-        x = embeddings.to(wide)
-        x = x - x.mean(dim=0)
-        norms = x.square().sum(dim=1)
-        result = torch.addmm(norms[None, :], x, x.T, alpha=-2).add_(norms[:, None])
-        rounding = 512 * torch.finfo(wide).eps * torch.minimum(norms[:, None], norms[None, :])
-        result.masked_fill_(result <= rounding, 0)  # equal, but for rounding
-        if not squared:
-            result.sqrt_()
-        result = result.to(embeddings.dtype)
-        ctx.squared = squared
-        ctx.save_for_backward(x, result)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        x, distances = ctx.saved_tensors
-        (gradient,) = gradients
-        pull = 2 * gradient if ctx.squared else (gradient / distances).masked_fill_(distances == 0, 0)
-        pull = (pull + pull.T).to(x.dtype)
-        return (pull.sum(dim=1, keepdim=True) * x - pull @ x).to(distances.dtype), None
-
-
-def _all_triplets(
-    distances: Tensor, positive: Tensor, negative: Tensor, margin: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the loss over all triplets, its slope in each distance, and the number of losses above 0.
-
-    The slopes are summed while the blocks pass, so that backward needs one [B, B] sheet, not a B^3 graph.
+    Raises:
+        ValueError: shapes disagree.
     """
-    total = distances.new_zeros(())
-    nonzero = torch.zeros((), dtype=torch.int64, device=distances.device)
-    slopes = torch.zeros_like(distances)
-    for columns, valid in batch_all(positive, negative):
-        gaps = distances.gather(1, columns)[:, :, None] - distances[:, None, :]
-        losses = _hinge(gaps, margin).masked_fill_(~valid, 0)
-        slope = (losses > 0).to(gaps.dtype) if margin is not None else gaps.sigmoid_().mul_(valid)
-        total += losses.sum()
-        nonzero += (losses > 0).sum()
-        slopes.scatter_add_(1, columns, slope.sum(dim=2))
-        slopes -= slope.sum(dim=1)
-    return total, slopes, nonzero
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        if epsilon is not None:
+            fixed = values.detach()
+            nearest = fixed.masked_fill(~negative, -torch.inf).amax(dim=1, keepdim=True)
+            farthest = fixed.masked_fill(~positive, torch.inf).amin(dim=1, keepdim=True)
+            positive = positive & (fixed - epsilon < nearest)
+            negative = negative & (fixed + epsilon > farthest)
+        near = F.softplus(log_sum_exp(alpha * (base - values), positive)) / alpha
+        far = F.softplus(log_sum_exp(beta * (values - base), negative)) / beta
+        return Rows(near + far, torch.ones_like(near))
+
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        return mean_over_anchors(pairs, "dot", rows)
 
 
-def _all_pairs(
+def circle_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 0.4,
+    scale: float = 80.0,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Circle loss over pairs (Sun et al., CVPR 2020).
+
+    Per anchor, with cosines s_p and s_n and weights a_p = max(0, 1 + m - s_p) and a_n = max(0, s_n + m) that
+    get no gradient: log(1 + sum_n exp(scale a_n (s_n - m)) sum_p exp(-scale a_p (s_p - 1 + m))).
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        margin: m. The paper takes 0.4 and scale 80 for retrieval with pairs, 0.25 and 128 for re-ID, 0.25 and
+            256 for faces.
+        scale: gamma.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar, mean over the anchors that have a positive and a negative; 0 with a graph where none has.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        fixed = values.detach()
+        near = -scale * (1 + margin - fixed).relu_() * (values - 1 + margin)
+        far = scale * (fixed + margin).relu_() * (values - margin)
+        known = positive.any(dim=1) & negative.any(dim=1)
+        gap = (log_sum_exp(near, positive) + log_sum_exp(far, negative)).where(known, 0.0)
+        return Rows(F.softplus(gap).where(known, 0.0), known)
+
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        return mean_over_anchors(pairs, "dot", rows)
+
+
+def distance_margin_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    beta: Tensor,
+    *,
+    margin: float = 0.2,
+    nu: float = 0.0,
+    negatives: MarginNegatives = "distance_weighted",
+    normalize: bool = True,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Margin loss around a learned boundary, with distance-weighted sampling (Wu et al., ICCV 2017).
+
+    max(0, margin + d - beta) for a positive pair, max(0, margin + beta - d) for a negative one, beta being
+    that of the anchor; the sum over the number of pairs with a loss above 0. 'distance_weighted' draws as
+    many negatives for an anchor as it has positives, with replacement, with a chance proportional to 1 / q(d)
+    where q is the density of distances on the sphere. As in the authors' code d is cut off at 0.5 from below,
+    and negatives beyond 1.4 are drawn only where there is no nearer one. Draws come from PyTorch's default
+    generator.
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values; [0, C) if beta has C > 1 entries.
+        beta: [1] for all, or [C] one for each class; its gradient is computed.
+        margin: half the width of the band around beta.
+        nu: weight of beta itself, summed over the anchors, over the same number of pairs; without it a
+            learned beta follows the balance of positives and negatives.
+        negatives: 'distance_weighted' or 'all'.
+        normalize: put the embeddings on the unit sphere first, which 'distance_weighted' supposes.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar; 0 with a graph where no pair has a loss.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        own = (beta.expand(len(labels)) if len(beta) == 1 else beta[labels]).to(pairs.x.dtype)
+        dim = embeddings.shape[1]
+
+        def rows(values: Tensor, positive: Tensor, negative: Tensor, given: Tensor | None) -> Rows:
+            assert given is not None
+            drawn = negative.to(values.dtype)
+            if negatives == "distance_weighted":
+                drawn = _draw(values.detach(), positive, negative, dim)
+            near = F.relu(margin + values - given[:, None]) * positive
+            far = F.relu(margin + given[:, None] - values) * drawn
+            active = (near > 0).sum(dim=1) + ((far > 0) * drawn).sum(dim=1)
+            involved = positive.any(dim=1) | (drawn > 0).any(dim=1)
+            return Rows(near.sum(dim=1) + far.sum(dim=1) + nu * given * involved, active)
+
+        return mean_over_anchors(pairs, "distance", rows, given=own)
+
+
+@torch.no_grad()
+def _draw(distances: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
+    """How often each negative is drawn, [R, M]: as many draws for an anchor as it has positives."""
+    d = distances.clamp(min=0.5)
+    log_inverse = (2.0 - dim) * d.log() - 0.5 * (dim - 3.0) * (1 - 0.25 * d.square()).clamp_min(1e-8).log()
+    usable = negative & (distances < 1.4)
+    # Where no negative is near enough all of them are equally likely.
+    usable = usable | (negative & ~usable.any(dim=1, keepdim=True))
+    log_inverse = log_inverse.where((distances < 1.4).logical_and(usable), 0.0)
+    log_inverse = log_inverse - log_inverse.masked_fill(~usable, -torch.inf).amax(dim=1, keepdim=True)
+    weights = log_inverse.exp().where(usable, 0.0)
+    weights = weights.where(usable.any(dim=1, keepdim=True), 1.0).nan_to_num(nan=1.0)
+    wanted = positive.sum(dim=1, keepdim=True) * negative.any(dim=1, keepdim=True)
+    most = max(1, int(wanted.max()))
+    columns = torch.multinomial(weights, most, replacement=True)
+    real = torch.arange(most, device=wanted.device)[None, :] < wanted
+    return torch.zeros_like(distances).scatter_add_(1, columns, real.to(distances.dtype))
+
+
+def _contrast(
     distances: Tensor,
-    positive: Tensor,
-    negative: Tensor,
+    pairs: Pairs,
     form: ContrastiveForm,
     positive_margin: float,
     negative_margin: float,
     reduction: ContrastiveReduction,
-) -> tuple[Tensor, Tensor]:
-    """The contrastive loss of all pairs, and its slope in each distance."""
-    gaps = torch.where(positive, distances - positive_margin, negative_margin - distances).relu_()
-    gaps.masked_fill_(~(positive | negative), 0)
-    counted = gaps > 0 if reduction == "mean_nonzero" else positive | negative
-    kinds = (counted, counted) if reduction == "pairs" else (counted & positive, counted & negative)
-    near, far = (kind.sum().clamp_min(1).to(gaps.dtype) for kind in kinds)
-    slopes = torch.where(positive, 1 / near, -1 / far)
-    slopes *= gaps if form == "hadsell" else gaps > 0
-    value = gaps.mul_(slopes.abs()).sum()
-    return (0.5 * value if form == "hadsell" else value), slopes
-
-
-class _WithSlopes(torch.autograd.Function):
-    """Gives a value that was computed outside of the graph the slopes that belong to it."""
-
-    @staticmethod
-    def forward(ctx: Any, distances: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
-        ctx.save_for_backward(slopes)
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return gradients[0] * slopes, None, None
+) -> Tensor:
+    """The contrastive loss of all pairs, with its slope in each distance."""
+    positive, negative = pairs.masks()
+    with torch.no_grad():
+        gaps = torch.where(positive, distances - positive_margin, negative_margin - distances).relu_()
+        gaps.masked_fill_(~(positive | negative), 0)
+        counted = gaps > 0 if reduction == "mean_nonzero" else positive | negative
+        kinds = (counted, counted) if reduction == "pairs" else (counted & positive, counted & negative)
+        near, far = (kind.sum().clamp_min(1).to(gaps.dtype) for kind in kinds)
+        slopes = torch.where(positive, 1 / near, -1 / far)
+        slopes *= gaps if form == "hadsell" else gaps > 0
+        value = gaps.mul_(slopes.abs()).sum()
+        value = 0.5 * value if form == "hadsell" else value
+    return with_slopes(distances, value, slopes) + pairs.nan_or_zero()

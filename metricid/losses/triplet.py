@@ -1,16 +1,15 @@
-"""Triplet loss with triplets mined inside the batch."""
+"""Losses over triplets found inside the batch."""
 
 from typing import ClassVar, Literal, get_args
 
-from torch import Tensor, nn
-
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
-from metricid.losses.pairs import TripletMiner, TripletReduction, triplet_loss
+from metricid.losses.pairwise import PairwiseLoss, one_of
+from metricid.losses.triplets import TripletMiner, TripletReduction, triplet_loss, weighted_triplet_loss
 
 
 @LOSSES.register("triplet")
-class TripletLoss(nn.Module):
+class TripletLoss(PairwiseLoss):
     """Keeps each positive nearer than a negative by a margin; `functional.triplet_loss` has the formula.
 
     Batches need several images of each identity: use the PK sampler.
@@ -24,13 +23,18 @@ class TripletLoss(nn.Module):
             scale; distances then lie in [0, 2].
         squared: compare squared distances, as FaceNet does on normalised embeddings. Their gradient fades as
             the samples approach each other, which makes a collapse to one point harder to leave.
+        swap: compare the negative with the anchor or the positive, whichever is nearer to it.
         reduction: 'mean' over the mined triplets, or 'mean_nonzero' over those with a loss above 0, whose
             gradient does not fade as the triplets become easy.
         miner: 'batch_hard' (farthest positive and nearest negative of each anchor), 'batch_all' (all
             triplets) or 'semi_hard' (per pair, the nearest negative beyond the positive, inside the margin).
     """
 
-    pairwise: ClassVar[bool] = True
+    kind: ClassVar[str] = "tuple"
+    formula: ClassVar[str] = "max(0, d_ap - d_an + margin), or log(1 + exp(d_ap - d_an)) without a margin"
+    use: ClassVar[str] = "re-ID, beside softmax; few images per identity"
+    source: ClassVar[str] = "Schroff et al., CVPR 2015; Hermans et al., arXiv 1703.07737"
+    function = staticmethod(triplet_loss)
 
     def __init__(
         self,
@@ -38,39 +42,36 @@ class TripletLoss(nn.Module):
         margin: float | None = 0.3,
         normalize: bool = False,
         squared: bool = False,
+        swap: bool = False,
         reduction: Literal["mean", "mean_nonzero"] = "mean",
         miner: Literal["batch_hard", "batch_all", "semi_hard"] = "batch_hard",
     ):
-        super().__init__()
-        miners, reductions = get_args(TripletMiner), get_args(TripletReduction)
+        super().__init__(
+            margin=margin, miner=miner, normalize=normalize, squared=squared, swap=swap, reduction=reduction
+        )
         check_options(
             margin=(
                 margin is None or 0 <= margin < float("inf"),
                 f"must be at least 0, or null for the soft margin, got {margin}",
             ),
-            reduction=(reduction in reductions, f"must be one of {reductions}, got {reduction!r}"),
-            miner=(miner in miners, f"must be one of {miners}, got {miner!r}"),
-        )
-        self.margin = margin
-        self.normalize = normalize
-        self.squared = squared
-        self.reduction: TripletReduction = reduction
-        self.miner: TripletMiner = miner
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Loss of embeddings [B, D] with labels [B] int64."""
-        return triplet_loss(
-            embeddings,
-            labels,
-            margin=self.margin,
-            miner=self.miner,
-            normalize=self.normalize,
-            squared=self.squared,
-            reduction=self.reduction,
+            reduction=one_of(reduction, get_args(TripletReduction)),
+            miner=one_of(miner, get_args(TripletMiner)),
         )
 
-    def extra_repr(self) -> str:
-        return (
-            f"margin={self.margin}, miner={self.miner}, normalize={self.normalize}, squared={self.squared}, "
-            f"reduction={self.reduction}"
-        )
+
+@LOSSES.register("weighted_triplet")
+class WeightedTripletLoss(PairwiseLoss):
+    """All triplets of an anchor in one soft margin; `functional.weighted_triplet_loss` has the formula.
+
+    Args:
+        normalize: put the embeddings on the unit sphere first; the authors compare raw features.
+    """
+
+    kind: ClassVar[str] = "tuple"
+    formula: ClassVar[str] = "log(1 + exp(sum_p w_p d_ap - sum_n w_n d_an)), w = softmax of d_ap, of -d_an"
+    use: ClassVar[str] = "re-ID, in place of the hardest triplets where labels are noisy; no margin to tune"
+    source: ClassVar[str] = "Ye et al., TPAMI 2021 (AGW)"
+    function = staticmethod(weighted_triplet_loss)
+
+    def __init__(self, *, normalize: bool = False):
+        super().__init__(normalize=normalize)

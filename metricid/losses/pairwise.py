@@ -1,0 +1,61 @@
+"""What the modules of pairwise losses share."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+class PairwiseLoss(nn.Module):
+    """A loss that compares samples with each other: options in front of a pure function.
+
+    Attributes:
+        pairwise: tells the objective to join the batches of all ranks first.
+        function: maps (embeddings, labels, references, reference_labels, **options) to a scalar.
+        options: the keyword arguments for `function`.
+    """
+
+    pairwise: ClassVar[bool] = True
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, **options: Any):
+        super().__init__()
+        self.options = options
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of embeddings [B, D] with labels [B] int64.
+
+        Args:
+            embeddings: [B, D], the anchors.
+            labels: [B] int64.
+            references: [M, D] that the anchors are compared with, such as a memory; gradients reach those
+                that require them. None compares the batch with itself, without self-pairs.
+            reference_labels: [M] int64.
+        """
+        return type(self).function(
+            embeddings, labels, references=references, reference_labels=reference_labels, **self.options
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.options.items())
+
+
+def positive(value: float) -> tuple[bool, str]:
+    """Rule for `check_options`: a finite number above 0."""
+    return 0 < value < float("inf"), f"must be positive, got {value}"
+
+
+def not_negative(value: float) -> tuple[bool, str]:
+    """Rule for `check_options`: a finite number, 0 or more."""
+    return 0 <= value < float("inf"), f"must be at least 0, got {value}"
+
+
+def one_of(value: str, names: tuple[str, ...]) -> tuple[bool, str]:
+    """Rule for `check_options`: one of some names."""
+    return value in names, f"must be one of {names}, got {value!r}"

@@ -1,0 +1,262 @@
+"""Losses that choose the positives among the other samples by a softmax over similarities."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metricid.losses.checks import no_autocast
+from metricid.losses.matrices import Pairs, Rows, compare, log_sum_exp, mean_over_anchors
+
+SupConForm = Literal["out", "in"]
+NCAForm = Literal["log", "probability"]
+
+
+def supcon_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 0.1,
+    form: SupConForm = "out",
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020).
+
+    For an anchor i with positives P(i), z the embeddings on the unit sphere, t the temperature and
+    q_ip = exp(z_i.z_p / t) / sum over a != i of exp(z_i.z_a / t): 'out' is
+    -1/|P(i)| sum over p in P(i) of log q_ip (eq. 2), 'in' is -log(1/|P(i)| sum over p of q_ip) (eq. 3).
+    The paper sums over anchors; here it is their mean, over the anchors that have a positive.
+
+    Args:
+        embeddings: [B, D], any float dtype; arithmetic is float32 (float64 for float64 input).
+        labels: [B] int64.
+        temperature: > 0.
+        form: where the mean over the positives stands; the paper finds 'out' the better one.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar; 0 with a graph where no sample has a positive.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        logits = values / temperature
+        total = log_sum_exp(logits, positive | negative)
+        count = positive.sum(dim=1)
+        if form == "out":
+            lost = total - (logits * positive).sum(dim=1) / count.clamp(min=1)
+        else:
+            lost = total - log_sum_exp(logits, positive) + count.clamp(min=1).to(logits.dtype).log()
+        return Rows(lost.where(count > 0, 0.0), count > 0)
+
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        return mean_over_anchors(pairs, "dot", rows)
+
+
+def ntxent_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 0.1,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Normalised temperature-scaled cross-entropy, or InfoNCE (Chen et al., ICML 2020, eq. 1).
+
+    For each positive pair (i, p), z on the unit sphere: -log( exp(z_i.z_p / t) / (exp(z_i.z_p / t) + sum over
+    the negatives n of i of exp(z_i.z_n / t)) ). With two views of each image, which have a label of their
+    own, that is the paper's loss; other positives of i, which the paper does not have, stay out of the
+    denominator.
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        temperature: t > 0; the paper's best on ImageNet is 0.1.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar, mean over the positive pairs, in nats; 0 with a graph where there is none.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        return _among_negatives(values / temperature, values / temperature, positive, negative)
+
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        return mean_over_anchors(pairs, "dot", rows)
+
+
+def nca_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    scale: float = 1.0,
+    form: NCAForm = "log",
+    normalize: bool = False,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Neighbourhood components analysis (Goldberger et al., NeurIPS 2004).
+
+    With p_ij the softmax over j != i of -scale |x_i - x_j|^2, and p_i the sum of p_ij over the positives of
+    i, that is, the chance that a random neighbour has the right label: 'log' is -log p_i (the paper's second
+    objective), 'probability' 1 - p_i (its first).
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        scale: of the squared distances; 1 in the paper, whose transformation learns the scale.
+        form: 'log' or 'probability'.
+        normalize: put the embeddings on the unit sphere; take a scale of 10 or so then.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar, mean over the anchors that have a positive; 0 with a graph where none has.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        logits = -scale * values
+        lost = log_sum_exp(logits, positive | negative) - log_sum_exp(logits, positive)
+        known = positive.any(dim=1)
+        lost = lost.where(known, 0.0)
+        return Rows(lost if form == "log" else -torch.expm1(-lost), known)
+
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        return mean_over_anchors(pairs, "squared", rows)
+
+
+def npair_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    l2: float = 0.0,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Multi-class N-pair loss (Sohn, NeurIPS 2016).
+
+    One pair (x_c, y_c) of each class c: log(1 + sum over the other classes k of exp(x_c.y_k - x_c.y_c)), on
+    raw embeddings. x_c is the first sample of its class in the batch and y_c the second; classes with one
+    sample take no part. With references all samples of the batch are anchors, and y_c is the first reference
+    of its class.
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        l2: weight of the mean squared length of the x_c and y_c; the paper keeps the lengths small so instead
+            of normalising, which would bound the logits.
+        references: [M, D] that the batch is compared with; None for the batch itself.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar, mean over the anchors; 0 with a graph where there is no pair.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels)
+        place, size = _places(pairs.other_labels)
+        chosen = place == (1 if pairs.own else 0)
+        anchors = (place == 0) & (size > 1) if pairs.own else torch.isin(pairs.labels, pairs.other_labels)
+
+        def rows(values: Tensor, positive: Tensor, negative: Tensor, anchor: Tensor | None) -> Rows:
+            assert anchor is not None
+            real = positive & chosen & (anchor > 0)[:, None]
+            return _among_negatives(values, values, real, negative & chosen)
+
+        loss = mean_over_anchors(pairs, "dot", rows, given=anchors.to(pairs.x.dtype))
+        if l2:
+            used = torch.isin(pairs.other_labels, pairs.labels) & chosen
+            for side, taken in ((pairs.x, anchors), (pairs.y, used)):
+                lengths = side.square().sum(dim=1).where(taken, 0.0)
+                loss = loss + 0.5 * l2 * lengths.sum() / taken.sum().clamp(min=1)
+        return loss
+
+
+def tuplet_margin_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 5.73,
+    scale: float = 64.0,
+    variance_weight: float = 0.0,
+    variance_slack: float = 0.01,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Tuplet margin loss with the intra-pair variance loss (Yu and Tao, ICCV 2019).
+
+    For each positive pair (a, p), theta the angles: log(1 + sum over the negatives n of a of
+    exp(s (cos theta_an - cos(theta_ap - margin)))). The variance term, with e the slack, is the mean of
+    relu((1 - e) m_p - cos theta_ap)^2 over the positive pairs plus that of relu(cos theta_an - (1 + e) m_n)^2
+    over the negative ones, m_p and m_n being their mean cosines.
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        margin: in degrees, in [0, 90): slack that a positive gets, so that no pair is pulled without end.
+        scale: s.
+        variance_weight: of the variance term; 0 leaves it out.
+        variance_slack: e in [0, 1).
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar, mean over the positive pairs; 0 with a graph where there is none.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+    angle = math.radians(margin)
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        # Below 1 - c^2 of every representable c but +-1, where the exact slope would be infinite.
+        smallest = torch.finfo(values.dtype).eps ** 2
+        sine = ((1 - values) * (1 + values)).clamp_min(smallest).sqrt()
+        near = values * math.cos(angle) + sine * math.sin(angle)
+        return _among_negatives(scale * near, scale * values, positive, negative)
+
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        loss = mean_over_anchors(pairs, "dot", rows)
+        return loss + variance_weight * _pair_variance(pairs, variance_slack) if variance_weight else loss
+
+
+def _among_negatives(near: Tensor, far: Tensor, positive: Tensor, negative: Tensor) -> Rows:
+    """Cross-entropy of each positive's logit against the logits of the row's negatives."""
+    lost = F.softplus(log_sum_exp(far, negative)[:, None] - near)
+    return Rows(lost.where(positive, 0.0).sum(dim=1), positive.sum(dim=1))
+
+
+def _pair_variance(pairs: Pairs, slack: float) -> Tensor:
+    cosines = pairs.dots()
+    total = cosines.new_zeros(())
+    for mask, sign in zip(pairs.masks(), (1, -1), strict=True):
+        count = mask.sum().clamp(min=1)
+        mean = cosines.where(mask, 0.0).sum() / count
+        excess = F.relu(sign * ((1 - sign * slack) * mean - cosines))
+        total = total + excess.where(mask, 0.0).square().sum() / count
+    return total
+
+
+def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sample, how many of its class come before it, and how many its class has."""
+    same = labels[:, None] == labels[None, :]
+    return same.tril(-1).sum(dim=1), same.sum(dim=1)

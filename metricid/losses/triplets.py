@@ -1,0 +1,212 @@
+"""Losses over triplets, as pure functions; `tuples` has those over larger groups."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metricid.losses.checks import no_autocast
+from metricid.losses.matrices import Pairs, Rows, compare, mean_over_anchors, with_slopes
+from metricid.mining import batch_all, batch_hard, semi_hard
+
+TripletMiner = Literal["batch_hard", "batch_all", "semi_hard"]
+TripletReduction = Literal["mean", "mean_nonzero"]
+
+
+def triplet_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float | None = 0.3,
+    miner: TripletMiner = "batch_hard",
+    normalize: bool = False,
+    squared: bool = False,
+    swap: bool = False,
+    reduction: TripletReduction = "mean",
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Keeps positives nearer than negatives by a margin (Schroff et al., CVPR 2015, eq. 2).
+
+    max(0, d_ap - d_an + margin), or without a margin log(1 + exp(d_ap - d_an)) (Hermans et al., arXiv
+    1703.07737, section 2), over the triplets of the miner: one per anchor (their eq. 5, 'batch_hard'), all
+    (their eq. 6, 'batch_all') or one per pair ('semi_hard'). With `swap` the negative stands at min(d_an,
+    d_pn) (Balntas et al., BMVC 2016); the miner looks at d_an alone.
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        margin: in the unit of the distances; None for the soft margin.
+        miner: which triplets count.
+        normalize: put the embeddings on the unit sphere first.
+        squared: compare squared distances, as FaceNet does.
+        swap: compare with the nearer of anchor and positive.
+        reduction: 'mean' over the triplets of the miner, or over those with a loss above 0.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar; 0 with a graph, and zero gradients, when there is no triplet. Where all embeddings are equal
+        the loss is the margin and the gradient 0, as no direction is better than another; embeddings that are
+        merely close get the full gradient, unless `squared`.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        if miner == "batch_all":
+            if margin is not None and not swap:
+                return _all_hinges(pairs, margin, squared, reduction)
+            return _all_in_blocks(pairs, margin, squared, swap, reduction)
+        positive, negative = pairs.masks()
+        if miner == "batch_hard":
+            with torch.no_grad():
+                triplets = batch_hard(pairs.distances(squared=True), positive, negative)
+            near = row_distances(pairs.x, pairs.y[triplets.positive[:, 0]], squared)[:, None]
+            far = row_distances(pairs.x, pairs.y[triplets.negative[:, 0]], squared)[:, None]
+        else:
+            distances = pairs.distances(squared=squared)
+            triplets = semi_hard(distances, positive, negative, margin)
+            near, far = distances.gather(1, triplets.positive), distances.gather(1, triplets.negative)
+        if swap:
+            sides = pairs.y[triplets.positive], pairs.y[triplets.negative]
+            far = torch.minimum(far, row_distances(*sides, squared))
+        losses = hinge(near - far, margin).masked_fill(~triplets.valid, 0)
+        counted = triplets.valid & (losses > 0) if reduction == "mean_nonzero" else triplets.valid
+        return losses.sum() / counted.sum().clamp_min(1) + pairs.nan_or_zero()
+
+
+def weighted_triplet_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    normalize: bool = False,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> Tensor:
+    """Weighted-regularised triplet loss of AGW (Ye et al., TPAMI 2021).
+
+    Per anchor log(1 + exp(sum_p w_p d_p - sum_n w_n d_n)), with w_p the softmax of the distances to its
+    positives and w_n that of minus the distances to its negatives: all pairs count, hard ones most, and there
+    is no margin to choose. The weights are part of the gradient, as in the authors' code.
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        labels: [B] int64, any values.
+        normalize: put the embeddings on the unit sphere first.
+        references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
+        reference_labels: [M] int64.
+
+    Returns:
+        Scalar, mean over the anchors with a positive and a negative; 0 with a graph where none has.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        lowest = -torch.finfo(values.dtype).max
+        near = (values.masked_fill(~positive, lowest).softmax(dim=1) * values).sum(dim=1)
+        far = ((-values).masked_fill(~negative, lowest).softmax(dim=1) * values).sum(dim=1)
+        known = positive.any(dim=1) & negative.any(dim=1)
+        return Rows(F.softplus(near - far).where(known, 0.0), known)
+
+    with no_autocast(embeddings):
+        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        return mean_over_anchors(pairs, "distance", rows)
+
+
+def row_distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
+    """Distance of each row of x to that of y, [..., D] -> [...]; the subgradient at distance 0 is 0."""
+    return (x - y).square().sum(dim=-1) if squared else torch.linalg.vector_norm(x - y, dim=-1)
+
+
+def hinge(gap: Tensor, margin: float | None) -> Tensor:
+    """max(0, gap + margin), or log(1 + e^gap) for the soft margin."""
+    return F.softplus(gap) if margin is None else F.relu(gap + margin)
+
+
+def _all_hinges(pairs: Pairs, margin: float, squared: bool, reduction: TripletReduction) -> Tensor:
+    """All triplets of a hinge, in O(M log P) for an anchor with P positives, by sorting and prefix sums.
+
+    A triplet has a loss if d_n < d_p + margin. The thresholds of an anchor's positives, in order, cut its
+    negatives into bins; sums over bins give for each positive the number and the sum of the nearer negatives,
+    and the bin of a negative the number of positives that it violates.
+    """
+    slots = pairs.most_positives()
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        with torch.no_grad():
+            return _hinges_of_rows(values, positive, negative, slots, margin, reduction)
+
+    return mean_over_anchors(pairs, "squared" if squared else "distance", rows, width=2)
+
+
+def _hinges_of_rows(
+    values: Tensor, positive: Tensor, negative: Tensor, slots: int, margin: float, reduction: TripletReduction
+) -> Rows:
+    wide = values.dtype if values.device.type == "mps" else torch.float64  # sums of many, then differences
+    thresholds, columns = values.masked_fill(~positive, torch.inf).topk(slots, dim=1, largest=False)
+    thresholds = thresholds + margin
+    real = thresholds.isfinite()
+    bins = torch.searchsorted(thresholds, values, right=True)  # how many thresholds are at most d_n
+    edge = thresholds.shape[1]
+    bins = bins.masked_fill_(~negative, edge)
+    counts = torch.zeros(len(values), edge + 1, dtype=wide, device=values.device)
+    sums = counts.clone()
+    counts.scatter_add_(1, bins, negative.to(wide))
+    sums.scatter_add_(1, bins, values.to(wide).masked_fill(~negative, 0))
+    counts, sums = (t[:, :edge].cumsum(dim=1).masked_fill_(~real, 0) for t in (counts, sums))
+    losses = (counts * thresholds.masked_fill(~real, 0) - sums).sum(dim=1).to(values.dtype)
+    violated = (real.sum(dim=1, keepdim=True) - bins).clamp_min_(0).masked_fill_(~negative, 0)
+    slopes = -violated.to(values.dtype)
+    slopes.scatter_add_(1, columns, counts.to(values.dtype))
+    if reduction == "mean_nonzero":
+        return Rows(losses, counts.sum(dim=1), slopes)
+    return Rows(losses, positive.sum(dim=1) * negative.sum(dim=1), slopes)
+
+
+def _all_in_blocks(
+    pairs: Pairs, margin: float | None, squared: bool, swap: bool, reduction: TripletReduction
+) -> Tensor:
+    """All triplets of the soft margin or with a swap, a few positives of each anchor at a time.
+
+    The slopes are summed while the blocks pass, so that backward needs one [B, M] sheet, with a swap one
+    [M, M] sheet more for the distances among references, and not a B^3 graph.
+    """
+    distances = pairs.distances(squared=squared)
+    fixed = distances.detach()
+    across = (distances if pairs.own else pairs.between(squared=squared)) if swap else None
+    positive, negative = pairs.masks()
+    total = fixed.new_zeros(())
+    nonzero = torch.zeros((), dtype=torch.int64, device=fixed.device)
+    slopes = torch.zeros_like(fixed)
+    across_slopes = None if across is None else torch.zeros_like(across)
+    for columns, valid in batch_all(positive, negative):
+        far = fixed[:, None, :]
+        nearer = None
+        if across is not None:
+            beside = across.detach()[columns]
+            nearer = beside < far
+            far = torch.where(nearer, beside, far)
+        gaps = fixed.gather(1, columns)[:, :, None] - far
+        losses = hinge(gaps, margin).masked_fill_(~valid, 0)
+        slope = (losses > 0).to(gaps.dtype) if margin is not None else gaps.sigmoid_().mul_(valid)
+        total += losses.sum()
+        nonzero += (losses > 0).sum()
+        slopes.scatter_add_(1, columns, slope.sum(dim=2))
+        if nearer is not None and across_slopes is not None:
+            across_slopes.index_add_(0, columns.flatten(), (slope * nearer).flatten(0, 1), alpha=-1)
+            slope = slope.masked_fill_(nearer, 0)
+        slopes -= slope.sum(dim=1)
+    count = (positive.sum(1) * negative.sum(1)).sum() if reduction == "mean" else nonzero
+    if across is not None and across_slopes is not None:
+        if pairs.own:
+            slopes += across_slopes
+        else:
+            total, shared = with_slopes(distances, total, slopes), across_slopes
+            total = total + with_slopes(across, torch.zeros_like(total), shared)
+            return total / count.clamp_min(1) + pairs.nan_or_zero()
+    return with_slopes(distances, total, slopes) / count.clamp_min(1) + pairs.nan_or_zero()

@@ -1,0 +1,109 @@
+"""Values and gradients of all pairwise losses against their definitions."""
+
+import pytest
+import torch
+from pairwise_oracles import TABLE, Setting
+from torch import Tensor
+from torch.testing import assert_close
+
+from metricid.losses import LOSSES
+from metricid.losses.pairwise import PairwiseLoss
+
+# These oracles hold one Python number per pair.
+SLOW = {
+    "lifted_structure",
+    "snr_contrastive",
+    "tuplet_margin",
+    "smooth_ap",
+    "recall_at_k",
+    "margin",
+    "triplet_soft_swap",
+}
+
+
+def make(size: int, seed: int = 0, dim: int = 16, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Clusters that overlap, with classes of different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes or max(2, size // 4), (size,), generator=generator)
+    centers = torch.randn(1000, dim, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    noise = torch.randn(size, dim, generator=generator, dtype=torch.float64)
+    return (0.35 * (centers[labels] + noise)).requires_grad_(), labels
+
+
+def check(
+    value: Tensor, expected: Tensor, leaves: list[Tensor], truth: list[Tensor], tolerance: float
+) -> None:
+    assert_close(value.double(), expected, rtol=tolerance, atol=tolerance)
+    actual = torch.autograd.grad(value, leaves)
+    for mine, right in zip(actual, torch.autograd.grad(expected, truth), strict=True):
+        scale = max(float(right.abs().max()), 1e-3)
+        assert_close(mine.double() / scale, right / scale, rtol=0, atol=tolerance)
+        assert (right != 0).any()
+
+
+def test_the_table_is_complete() -> None:
+    registered = {name for name in LOSSES.names() if issubclass(LOSSES.get(name), PairwiseLoss)}
+    covered = {type(loss) for loss, _ in TABLE.values()}
+    assert {LOSSES.get(name) for name in registered} == covered
+
+
+@pytest.mark.parametrize("size", [8, 64, 512])
+@pytest.mark.parametrize("name", TABLE)
+def test_float64_equals_the_definition(name: str, size: int) -> None:
+    if size == 512 and name in SLOW:
+        size = 128
+    loss, oracle = TABLE[name]
+    x, labels = make(size)
+    check(loss(x, labels), oracle(Setting(x, labels, x, labels, own=True)), [x], [x], 1e-9)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("name", TABLE)
+def test_float32_and_bf16(name: str, size: int) -> None:
+    loss, oracle = TABLE[name]
+    x, labels = make(size)
+    single = x.detach().float().requires_grad_()
+    exact = single.detach().double().requires_grad_()
+    expected = oracle(Setting(exact, labels, exact, labels, own=True))
+    check(loss(single, labels), expected, [single], [exact], 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(single, labels)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, loss(single, labels))
+    half = x.detach().bfloat16().requires_grad_()
+    exact = half.detach().double()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(half, labels)
+    value.backward()
+    assert_close(
+        value.double(), oracle(Setting(exact, labels, exact, labels, own=True)), rtol=0.02, atol=1e-4
+    )
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16
+    assert half.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("size", "others"), [(8, 13), (24, 10)])
+@pytest.mark.parametrize("name", TABLE)
+def test_references_equal_the_definition(name: str, size: int, others: int) -> None:
+    loss, oracle = TABLE[name]
+    x, labels = make(size, classes=4)
+    y, reference_labels = make(others, seed=1, classes=5)
+    expected = oracle(Setting(x, labels, y, reference_labels, own=False))
+    value = loss(x, labels, references=y, reference_labels=reference_labels)
+    check(value, expected, [x, y], [x, y], 1e-9)
+    moving = loss(x, labels, references=y, reference_labels=reference_labels)
+    fixed = loss(x, labels, references=y.detach(), reference_labels=reference_labels)
+    assert_close(torch.autograd.grad(fixed, x)[0], torch.autograd.grad(moving, x)[0])
+
+
+# The weights of the circle loss get no gradient, so that differences of its value say nothing.
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "circle"])
+def test_gradcheck(name: str) -> None:
+    loss, _ = TABLE[name]
+    x, labels = make(9, seed=3, dim=4, classes=3)
+    y, others = make(7, seed=4, dim=4, classes=3)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), x)
+    assert torch.autograd.gradcheck(
+        lambda x, y: loss(x, labels, references=y, reference_labels=others), (x, y)
+    )
