@@ -121,6 +121,11 @@ class Outcome:
 def run(options: argparse.Namespace) -> int:
     """Evaluates, prints the table, and writes what was asked for."""
     _check_targets(options)
+    for text in [] if options.baseline else options.overrides:
+        if "=" in text and not text.startswith(("data.", "evaluation.")):
+            raise InputError(
+                f"{text}: a trained model stays as it is; only data.* and evaluation.* can be changed"
+            )
     world = start_world(options.device)
     try:
         outcome = _evaluate(options, world)
