@@ -203,11 +203,6 @@ class MarginHead(nn.Module):
         """Whether `after_step` has something to move."""
         return type(self.margin).update is not Margin.update
 
-    @property
-    def stateful(self) -> bool:
-        """Whether `after_step` has something to move."""
-        return type(self.margin).update is not Margin.update
-
     def after_step(self, embeddings: Tensor, labels: Tensor) -> None:
         """Moves the state of the margin; call it once after each optimiser step.
 
