@@ -141,7 +141,7 @@ def projected_gradient(
 def virtual_perturbation(
     model: Model, images: Tensor, clean: Tensor, level: Tensor, *, xi: float, steps: int, start: Tensor
 ) -> Tensor:
-    """The direction in which the prediction changes most (Miyato et al., TPAMI 2018, eq. 11 and 12).
+    """The direction in which the prediction changes most (Miyato et al., TPAMI 2018).
 
     Power iteration on the Hessian of KL(p(x) || p(x + r)) at r = 0, by differences: d <- gradient at xi d,
     put to unit length.

@@ -24,7 +24,7 @@ EmbeddingForm = Literal["mse", "l1", "smooth_l1", "cosine"]
 def embedding_distillation_loss(
     student: Tensor, teacher: Tensor, *, form: EmbeddingForm = "mse", normalize: bool = False
 ) -> Tensor:
-    """Gap between the embeddings of a student and a teacher (Romero et al., ICLR 2015, eq. 3, for 'mse').
+    """Gap between the embeddings of a student and a teacher (Romero et al., ICLR 2015, for 'mse').
 
     'mse' (s - t)^2, 'l1' |s - t| and 'smooth_l1' (threshold 1) are means over all entries; 'cosine' is
     1 - cos(s, t), mean over the batch.
@@ -54,7 +54,7 @@ def embedding_distillation_loss(
 
 
 def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Relational distillation of distances (Park et al., CVPR 2019, eq. 5 to 7).
+    """Relational distillation of distances (Park et al., CVPR 2019).
 
     Huber function (threshold 1) of |s_i - s_j| / mu_s - |t_i - t_j| / mu_t, mu the mean distance of the pairs
     in the batch. Mean over the B (B - 1) pairs; the authors' code divides by B^2. The widths may differ.
@@ -81,7 +81,7 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def rkd_angle_loss(student: Tensor, teacher: Tensor, *, block: int = 1 << 24) -> Tensor:
-    """Relational distillation of angles (Park et al., CVPR 2019, eq. 8 to 10).
+    """Relational distillation of angles (Park et al., CVPR 2019).
 
     Huber function (threshold 1) of the gap between student and teacher in the cosine of the angle at x_j
     between x_i and x_k. Mean over the B (B - 1) (B - 2) triples of distinct i, j, k; the authors' code
@@ -146,7 +146,7 @@ def kl_distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float
 
 
 def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Gap between the similarity matrices of a batch (Tung and Mori, ICCV 2019, eq. 4).
+    """Gap between the similarity matrices of a batch (Tung and Mori, ICCV 2019).
 
     1/B^2 |G_t - G_s|^2 in the Frobenius norm, G = A A^T with each row at unit length. The widths may differ.
 
@@ -201,7 +201,7 @@ class EmbeddingDistillation(nn.Module):
     kind: ClassVar[str] = "distillation"
     formula: ClassVar[str] = "mean (s - t)^2"
     use: ClassVar[str] = "the student shall take the place of the teacher in the same index"
-    source: ClassVar[str] = "Romero et al., ICLR 2015, eq. 3"
+    source: ClassVar[str] = "Romero et al., ICLR 2015"
     pairwise: ClassVar[bool] = False
 
     def __init__(
@@ -251,7 +251,7 @@ class RKDDistance(nn.Module):
     kind: ClassVar[str] = "distillation"
     formula: ClassVar[str] = "mean_{i != j} huber(|s_i - s_j| / mu_s - |t_i - t_j| / mu_t)"
     use: ClassVar[str] = "widths or scales differ, neighbours shall agree; the paper's weight is 25 (1 alone)"
-    source: ClassVar[str] = "Park et al., CVPR 2019, eq. 5 to 7"
+    source: ClassVar[str] = "Park et al., CVPR 2019"
     pairwise: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -269,7 +269,7 @@ class RKDAngle(nn.Module):
     kind: ClassVar[str] = "distillation"
     formula: ClassVar[str] = "mean_{i, j, k} huber(cos(angle s_i s_j s_k) - cos(angle t_i t_j t_k))"
     use: ClassVar[str] = "beside rkd_distance, weighted about twice as much; batches up to some hundred"
-    source: ClassVar[str] = "Park et al., CVPR 2019, eq. 8 to 10"
+    source: ClassVar[str] = "Park et al., CVPR 2019"
     pairwise: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -314,7 +314,7 @@ class SimilarityPreserving(nn.Module):
     kind: ClassVar[str] = "distillation"
     formula: ClassVar[str] = "1/B^2 |G_t - G_s|_F^2, G the rows of A A^T at unit length"
     use: ClassVar[str] = "on inner features of unlike width; the paper's weight is 3000"
-    source: ClassVar[str] = "Tung and Mori, ICCV 2019, eq. 4"
+    source: ClassVar[str] = "Tung and Mori, ICCV 2019"
     pairwise: ClassVar[bool] = True
 
     def __init__(self) -> None:

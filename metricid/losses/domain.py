@@ -17,7 +17,7 @@ DomainForm = Literal["softmax", "minimax", "hinge"]
 
 
 def reverse_gradient(x: Tensor, strength: float = 1.0) -> Tensor:
-    """x itself, whose gradient is multiplied by -strength (Ganin and Lempitsky, ICML 2015, eq. 13 and 14)."""
+    """x itself, whose gradient is multiplied by -strength (Ganin and Lempitsky, ICML 2015)."""
     return _Reversed.apply(x, strength)
 
 
@@ -33,7 +33,7 @@ class _Reversed(torch.autograd.Function):
 
 
 def reversal_strength(progress: float, *, gamma: float = 10.0) -> float:
-    """How strong the reversal is at a share of the training (Ganin and Lempitsky, ICML 2015, section 5).
+    """How strong the reversal is at a share of the training (Ganin and Lempitsky, ICML 2015).
 
     2 / (1 + exp(-gamma p)) - 1: 0 at the start, where the branch knows nothing yet, near 1 at the end.
 

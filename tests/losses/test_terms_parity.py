@@ -304,13 +304,16 @@ CASES: dict[str, Case] = {
 }
 
 
+# The oracle of the angles holds the graph of all 512^3: minutes and gigabytes.
+SIZES = [(name, size) for name in CASES for size in (8, 64, 512) if (name, size) != ("rkd_angle", 512)]
+
+
 def apart(actual: Tensor, expected: Tensor) -> float:
     """Largest difference relative to the largest entry."""
     return float((actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
-@pytest.mark.parametrize("size", [8, 64, 512])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "size"), SIZES)
 def test_value_and_gradient_agree_with_the_definition(name: str, size: int) -> None:
     loss, oracle = CASES[name]
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
@@ -326,8 +329,7 @@ def test_value_and_gradient_agree_with_the_definition(name: str, size: int) -> N
             assert apart(slope, want) < tolerance if want.any() else not slope.any()
 
 
-@pytest.mark.parametrize("size", [8, 64, 512])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "size"), SIZES)
 def test_under_bfloat16_autocast_within_two_percent(name: str, size: int) -> None:
     loss, oracle = CASES[name]
     batch = Batch.draw(size, torch.bfloat16)
