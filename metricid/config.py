@@ -198,6 +198,9 @@ class RunConfig(Section):
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     objective: list[dict[str, Any]] = Field(min_length=1)
+    balance: dict[str, Any] | None = Field(
+        None, description="how factors on the terms are found: uncertainty, dwa, gradnorm"
+    )
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

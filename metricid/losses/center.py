@@ -152,6 +152,15 @@ class CenterLoss(nn.Module):
         """Mean loss of embeddings [B, D] with labels [B] int64 in [0, C)."""
         return center_loss(embeddings, labels, self.centers)
 
+    @property
+    def stateful(self) -> bool:
+        """Whether `after_step` has something to move."""
+        return self.update == "alpha"
+
+    def after_step(self, embeddings: Tensor, labels: Tensor) -> None:
+        """What an objective calls after each optimiser step: `update_centers`."""
+        self.update_centers(embeddings, labels)
+
     @torch.no_grad()
     def update_centers(self, embeddings: Tensor, labels: Tensor) -> None:
         """Moves the centers of the classes in the batch by alpha times the paper's delta.

@@ -1,26 +1,27 @@
 """The training objective: a weighted sum of losses, each on for a part of the training."""
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from metricid.losses.balance import BALANCES, Balance
 from metricid.losses.catalog import LOSSES
-from metricid.losses.center import CenterLoss
 from metricid.losses.checks import OptionError
+from metricid.losses.schedules import Plateau, Weight, build_weight, weight_problems
 from metricid.registry import describe, matches, signature_problems, unknown
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-GIVEN = ("num_classes", "embedding_dim")
+# What the training knows and gives to the losses that want it, with values that stand for them in a check.
+GIVEN: dict[str, Any] = {"num_classes": 2, "embedding_dim": 2, "class_counts": [1, 1]}
 KEYS: dict[str, Any] = {
     "name": str,
-    "weight": float,
+    "weight": Any,
     "on": Literal["features", "embedding"],
     "start": float,
     "end": float,
@@ -33,10 +34,15 @@ class ObjectiveOutput(NamedTuple):
     Attributes:
         total: scalar, the weighted sum; call `backward` on it.
         terms: the loss of each active term, before its weight, detached.
+        weights: what each of them was multiplied by.
+        norms: the norm of the gradient of each of them, before its weight, at the features of this process's
+            batch; empty unless asked for.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+    weights: dict[str, float]
+    norms: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Term:
     Attributes:
         name: under which it is logged.
         loss: maps (embeddings [B, D], labels [B]) to a scalar.
-        weight: factor in the total.
+        weight: factor in the total, or how it changes with the progress of the training.
         on: 'features' (before the neck) or 'embedding' (after it).
         start: progress of the training in [0, 1] from which it counts.
         end: progress until which it counts; the end of the training is part of a window that ends at 1.
@@ -54,7 +60,7 @@ class Term:
 
     name: str
     loss: nn.Module
-    weight: float = 1.0
+    weight: float | Weight = 1.0
     on: Literal["features", "embedding"] = "embedding"
     start: float = 0.0
     end: float = 1.0
@@ -62,6 +68,10 @@ class Term:
     def active(self, progress: float) -> bool:
         """Whether it counts at this progress of the training."""
         return self.start <= progress and (progress < self.end or self.end >= 1)
+
+    def weight_at(self, progress: float) -> float:
+        """Its factor at this progress of the training."""
+        return self.weight(progress) if callable(self.weight) else self.weight
 
 
 class Objective(nn.Module):
@@ -72,6 +82,7 @@ class Objective(nn.Module):
 
     Args:
         terms: at least one; their names are unique.
+        balance: finds further factors on the terms while they are trained.
 
     Example:
         >>> objective = Objective.from_config(
@@ -85,14 +96,18 @@ class Objective(nn.Module):
         ['softmax', 'triplet']
     """
 
-    def __init__(self, terms: Sequence[Term]):
+    def __init__(self, terms: Sequence[Term], balance: Balance | None = None):
         super().__init__()
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"an objective needs at least one term and unique names, got {names}")
         self.terms = tuple(terms)
         self.losses = nn.ModuleDict({term.name: term.loss for term in terms})
+        plateaus = {term.name: term.weight for term in terms if isinstance(term.weight, Plateau)}
+        self.plateaus = nn.ModuleDict(plateaus)
+        self.balance = balance
         self._latest: tuple[Term, ...] = ()
+        self._measured: tuple[Tensor, Tensor | None, list[int]] | None = None
 
     @classmethod
     def from_config(
@@ -101,6 +116,8 @@ class Objective(nn.Module):
         num_classes: int,
         feature_dim: int,
         embedding_dim: int,
+        class_counts: Sequence[int] | None = None,
+        balance: Mapping[str, Any] | None = None,
     ) -> "Objective":
         """Builds an objective from the list of a recipe.
 
@@ -111,6 +128,8 @@ class Objective(nn.Module):
             num_classes: number of identities; given to the losses that want it.
             feature_dim: width of the features, before the neck.
             embedding_dim: width of the embedding, after the neck.
+            class_counts: images of each identity, for the losses that want them.
+            balance: `{name: uncertainty | dwa | gradnorm, option: value, ...}`.
 
         Raises:
             ValueError: all problems of the list in one message.
@@ -124,9 +143,11 @@ class Objective(nn.Module):
         for name, options in zip(_names(terms), terms, strict=True):
             own = {key: options[key] for key in KEYS if key in options and key != "name"}
             dim = feature_dim if own.get("on") == "features" else embedding_dim
-            loss = LOSSES.build(_loss_options(options), num_classes=num_classes, embedding_dim=dim)
-            built.append(Term(name=name, loss=loss, **own))
-        return cls(built)
+            if "weight" in own:
+                own["weight"] = build_weight(own["weight"])
+            given = {"num_classes": num_classes, "embedding_dim": dim, "class_counts": class_counts}
+            built.append(Term(name=name, loss=LOSSES.build(_loss_options(options), **given), **own))
+        return cls(built, None if balance is None else BALANCES.build(balance, terms=len(built)))
 
     @staticmethod
     def problems(terms: Any) -> list[tuple[str, str]]:
@@ -155,6 +176,8 @@ class Objective(nn.Module):
         labels: Tensor,
         progress: float,
         gather: Gather | None = None,
+        *,
+        norms: bool = False,
     ) -> ObjectiveOutput:
         """Computes the active terms.
 
@@ -165,6 +188,8 @@ class Objective(nn.Module):
             progress: share of the training that is done, in [0, 1].
             gather: joins the batch of all ranks, `(x, labels) -> (x_all, labels_all)`, differentiable in x.
                 Used for losses that compare samples with each other, once for each of features and embedding.
+            norms: measure the gradient of each term at the features; costs a backward pass from the losses to
+                there.
 
         Raises:
             ValueError: progress outside [0, 1], or a tensor a loss cannot use.
@@ -174,31 +199,60 @@ class Objective(nn.Module):
         local = {"features": (features, labels), "embedding": (embedding, labels)}
         joined: dict[str, tuple[Tensor, Tensor]] = {}
         total = torch.zeros((), device=embedding.device)
-        values = {}
-        for term in self.terms:
+        values: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        active = []
+        for place, term in enumerate(self.terms):
             if not term.active(progress):
-                total = total + _untouched(term.loss)
+                total = total + _untouched(self._parameters_of(place))
                 continue
             batch = local[term.on]
             if gather is not None and getattr(term.loss, "pairwise", False):
                 if term.on not in joined:
                     joined[term.on] = gather(*batch)
                 batch = joined[term.on]
-            value = term.loss(*batch)
-            values[term.name] = value.detach()
-            total = total + term.weight * value
-        self._latest = tuple(term for term in self.terms if term.name in values)
-        return ObjectiveOutput(total, values)
+            values[term.name] = term.loss(*batch)
+            weights[term.name] = term.weight_at(progress)
+            active.append(place)
+            if self.balance is None:
+                total = total + weights[term.name] * values[term.name]
+        measured = None
+        if norms or (self.balance is not None and self.balance.wants_norms):
+            measured = _gradient_norms(values, features)
+        if self.balance is not None:
+            parts = torch.stack([weights[name] * value for name, value in values.items()])
+            total = total + self.balance.total(parts, active)
+            factors = self.balance.factors(active).tolist()
+            own = torch.tensor(list(weights.values()), device=embedding.device)
+            weights = {name: weights[name] * factor for name, factor in zip(values, factors, strict=True)}
+            self._measured = (parts.detach(), None if measured is None else own * measured, active)
+        self._latest = tuple(self.terms[place] for place in active)
+        terms = {name: value.detach() for name, value in values.items()}
+        shown = {} if measured is None else dict(zip(values, measured.unbind(), strict=True))
+        return ObjectiveOutput(total, terms, weights, shown)
+
+    def _parameters_of(self, place: int) -> list[nn.Parameter]:
+        """What is trained for one term alone."""
+        own = list(self.terms[place].loss.parameters())
+        return own if self.balance is None else own + self.balance.parameters_of(place)
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """What has parameters of its own, by name: the losses, and a balance that learns."""
+        parts = dict(self.losses.items())
+        if self.balance is not None:
+            parts["(balance)"] = self.balance
+        return parts
 
     def inactive_parameters(self, progress: float) -> list[nn.Parameter]:
         """Parameters of the terms outside their window: no optimiser should decay or move them."""
-        return [p for term in self.terms if not term.active(progress) for p in term.loss.parameters()]
+        inactive = (place for place, term in enumerate(self.terms) if not term.active(progress))
+        return [p for place in inactive for p in self._parameters_of(place)]
 
     @torch.no_grad()
     def after_step(
         self, features: Tensor, embedding: Tensor, labels: Tensor, gather: Gather | None = None
     ) -> None:
-        """Moves what no optimiser moves: the centers of `CenterLoss(update='alpha')` terms.
+        """Moves what no optimiser moves: the state of losses that are `stateful` now, and the balance.
 
         Call it after an optimiser step, not after a skipped one, with the tensors of the last forward pass;
         the terms that took part in that pass are updated.
@@ -210,14 +264,53 @@ class Objective(nn.Module):
             gather: as in `forward`; keeps the centers of all ranks equal.
         """
         for term in self._latest:
-            if isinstance(term.loss, CenterLoss) and term.loss.update == "alpha":
-                x = features if term.on == "features" else embedding
-                term.loss.update_centers(*(gather(x.detach(), labels) if gather else (x.detach(), labels)))
+            if getattr(term.loss, "stateful", False):
+                x = (features if term.on == "features" else embedding).detach()
+                cast(Any, term.loss).after_step(*(gather(x, labels) if gather else (x, labels)))
+        if self.balance is not None and self._measured is not None:
+            values, norms, active = self._measured
+            self._measured = None  # of several batches in a step, the last one counts
+            self.balance.update(
+                _mean(values, gather), None if norms is None else _mean(norms, gather), active
+            )
+
+    def after_epoch(self) -> None:
+        """Call it after the last step of each epoch, for a balance that works by epochs."""
+        if self.balance is not None:
+            self.balance.end_epoch()
+
+    def after_validation(self, value: float) -> None:
+        """Call it with the result of each validation, greater is better: weights may wait for a plateau."""
+        for term in self.terms:
+            if isinstance(term.weight, Plateau):
+                term.weight.observe(value)
 
 
-def _untouched(loss: nn.Module) -> Tensor | float:
+def _untouched(parameters: Sequence[nn.Parameter]) -> Tensor | float:
     """Zero, with a zero gradient for every trainable parameter; reads none of their values."""
-    return sum(p.flatten()[:0].sum() for p in loss.parameters() if p.requires_grad)
+    return sum(p.flatten()[:0].sum() for p in parameters if p.requires_grad)
+
+
+def _gradient_norms(values: Mapping[str, Tensor], features: Tensor) -> Tensor | None:
+    """[K] norms of the gradients at the features; None where nothing before the losses is trained."""
+    if not (features.requires_grad and torch.is_grad_enabled()):
+        return None
+    found = []
+    for value in values.values():
+        gradient = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value, features, retain_graph=True, allow_unused=True)
+        zero = torch.zeros((), device=features.device)
+        found.append(zero if gradient is None else torch.linalg.vector_norm(gradient.float()))
+    return torch.stack(found)
+
+
+def _mean(values: Tensor, gather: Gather | None) -> Tensor:
+    """The mean over ranks, so that all of them draw the same conclusion."""
+    if gather is None:
+        return values
+    joined, _ = gather(values[None], torch.zeros(1, dtype=torch.int64, device=values.device))
+    return joined.mean(dim=0)
 
 
 def _loss_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,8 +340,7 @@ def _term_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
         if key in options and not matches(options[key], hint):
             found.append((key, f"expected {describe(hint)}, got {options[key]!r}"))
     wrong = {key for key, _ in found}
-    if "weight" not in wrong and not 0 <= options.get("weight", 1.0) < math.inf:
-        found.append(("weight", f"must be at least 0, got {options['weight']}"))
+    found += [("weight", text) for text in weight_problems(options.get("weight", 1.0))]
     if not wrong & {"start", "end"}:
         start, end = options.get("start", 0.0), options.get("end", 1.0)
         if not 0 <= start < end <= 1:
@@ -271,13 +363,13 @@ def _option_problems(loss: type, options: Mapping[str, Any]) -> list[tuple[str, 
     own = {key: value for key, value in options.items() if key != "loss"}
     found = [(key, unknown("option", key, allowed + list(KEYS))) for key in own if key not in allowed]
     own = {key: value for key, value in own.items() if key in allowed}
-    found += [_split(line) for line in signature_problems(loss, own, GIVEN)]
+    found += [_split(line) for line in signature_problems(loss, own, tuple(GIVEN))]
     wrong = {key for key, _ in found}
     parameters = inspect.signature(loss).parameters
     if any(p.default is p.empty and name not in own for name, p in parameters.items() if name not in GIVEN):
         return found  # a required option is missing, and is reported already
     arguments = {key: value for key, value in own.items() if key not in wrong}
-    arguments |= {key: 2 for key in GIVEN if key in parameters}
+    arguments |= {key: value for key, value in GIVEN.items() if key in parameters}
     try:
         with torch.device("meta"):  # the constructor's own checks, but no memory and no random numbers
             loss(**arguments)

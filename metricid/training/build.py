@@ -15,6 +15,7 @@ from metricid.data.samplers import SAMPLERS
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
 from metricid.evaluation import PROTOCOLS
+from metricid.losses.balance import balance_problems
 from metricid.losses.objective import Objective
 from metricid.models.backbone import backbone_problem
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, default_preprocessing
@@ -126,6 +127,8 @@ def build_run(config: RunConfig, world: World) -> Run:
             num_classes=len(label_map),
             feature_dim=embedder.feature_dim,
             embedding_dim=embedder.embedding_dim,
+            class_counts=np.bincount(labels, minlength=len(label_map)).tolist(),
+            balance=config.balance,
         )
     except ValueError as error:
         raise InputError(f"objective: {error}") from error
@@ -136,7 +139,7 @@ def build_run(config: RunConfig, world: World) -> Run:
         embedder.to(memory_format=torch.channels_last)
     if world.distributed and config.train.sync_batchnorm:
         join_batchnorm(embedder, world.device)
-    groups = parameter_groups(embedder, dict(objective.losses.items()), config.optim)
+    groups = parameter_groups(embedder, objective.trained_parts(), config.optim)
     optimizer = build_optimizer(groups, config.optim, world.device)
     return Run(config, world, splits, label_map, loader, embedder, objective, optimizer, precision)
 
@@ -149,10 +152,12 @@ def _model_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 
 def _objective_problems(values: Mapping[str, Any]) -> list[Problem]:
+    balance = values.get("balance")
+    found = [("balance", line) for line in balance_problems(balance)] if isinstance(balance, Mapping) else []
     terms = values.get("objective")
     if not isinstance(terms, list) or not terms or not all(isinstance(term, Mapping) for term in terms):
-        return []
-    return [(f"objective.{path}".rstrip("."), message) for path, message in Objective.problems(terms)]
+        return found
+    return found + [(f"objective.{path}".rstrip("."), message) for path, message in Objective.problems(terms)]
 
 
 def _protocol_problems(values: Mapping[str, Any]) -> list[Problem]:

@@ -23,12 +23,19 @@ class TrainingModule(nn.Module):
         self.gather = gather_batch if distributed else None
 
     def forward(
-        self, images: Tensor, labels: Tensor, progress: float
+        self, images: Tensor, labels: Tensor, progress: float, norms: bool = False
     ) -> tuple[ObjectiveOutput, Tensor, Tensor]:
-        """The objective of a batch, with the features and embeddings it was computed from."""
+        """The objective of a batch, with the features and embeddings it was computed from.
+
+        Args:
+            images: [B, H, W, 3] uint8.
+            labels: [B] int64.
+            progress: share of the training that is done.
+            norms: measure the gradients of the terms, as `Objective.forward` does.
+        """
         with self.precision.autocast():
             features, embedding = self.embedder(images)
-            output = self.objective(features, embedding, labels, progress, self.gather)
+            output = self.objective(features, embedding, labels, progress, self.gather, norms=norms)
         return output, features.detach(), embedding.detach()
 
 

@@ -24,7 +24,7 @@ class Position:
 
 @dataclass
 class Window:
-    """Sums between two log lines."""
+    """Sums between two log lines; `weights` and `norms` are those of the latest step."""
 
     started: float = field(default_factory=time.perf_counter)
     wait: float = 0.0
@@ -33,6 +33,8 @@ class Window:
     loss: float = 0.0
     terms: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, total: float, terms: dict[str, Tensor], images: int) -> None:
         """One step."""

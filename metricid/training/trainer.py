@@ -117,13 +117,15 @@ class Trainer:
             position.train_seconds += time.perf_counter() - began
 
             text = None
-            if position.step % config.log.every == 0 or position.step == self.total_steps:
+            if self._logged(position.step):
                 text = self._report(window, rate)
                 window = Window()
             self.progress.step(text)
 
             finished = position.step == self.total_steps
             crossed = position.epoch - epoch_before
+            if crossed:
+                self.run.objective.after_epoch()
             every = config.evaluation.every
             if every and (finished or (crossed and position.epoch % every == 0)):
                 position.validation_due = True
@@ -165,6 +167,7 @@ class Trainer:
         """One optimiser step on one or more batches; nothing is changed if the loss is not finite."""
         run, device = self.run, self.world.device
         progress = self.position.step / self.total_steps
+        logged = self._logged(self.position.step + 1)
         run.optimizer.zero_grad(set_to_none=True)
         buffers = list(run.embedder.buffers())
         before = [b.clone() for b in buffers]
@@ -176,7 +179,7 @@ class Trainer:
             labels = batch.labels.to(device, non_blocking=True)
             last = number == len(micro) - 1
             with nullcontext() if last else self._local_gradients():
-                output, features, embedding = self.module(pixels, labels, progress)
+                output, features, embedding = self.module(pixels, labels, progress, logged and last)
                 self.scaler.scale(output.total / len(micro)).backward()
             total += float(output.total.detach()) / len(micro)
             for name, value in output.terms.items():
@@ -205,6 +208,11 @@ class Trainer:
             self.average.update(run.embedder)
         self.position.nonfinite_in_a_row = 0
         window.add(total, terms, images)
+        window.weights, window.norms = output.weights, output.norms
+
+    def _logged(self, step: int) -> bool:
+        """Whether the log has a line after this step, counted from 1."""
+        return step % self.config.log.every == 0 or step == self.total_steps
 
     def _local_gradients(self) -> AbstractContextManager[None]:
         """Holds back the averaging over ranks until the last batch of a step."""
@@ -251,13 +259,18 @@ class Trainer:
             lr=rate,
             loss=loss,
             terms=terms,
+            weights=window.weights,
+            grad_norms={name: float(norm) for name, norm in window.norms.items()},
             images_per_second=round(speed, 1),
             wait_share=round(wait, 4),
             skipped_images=len(self.skipped_images()),
         )
         if self.board is not None:
             scalars = {"loss": loss, "lr": rate, "images_per_second": speed, "wait_share": wait}
-            self.board.write(position.step, scalars | {f"terms/{name}": v for name, v in terms.items()})
+            scalars |= {f"terms/{name}": value for name, value in terms.items()}
+            scalars |= {f"weights/{name}": value for name, value in window.weights.items()}
+            scalars |= {f"grad_norms/{name}": float(norm) for name, norm in window.norms.items()}
+            self.board.write(position.step, scalars)
         detail = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
         return f"{detail} | {speed:.0f} img/s, waiting {wait:.0%}"
 
@@ -294,6 +307,7 @@ class Trainer:
         )
         if self.board is not None:
             self.board.write(self.position.step, {f"validation/{name}": value})
+        self.run.objective.after_validation(value)
         improved = self.position.best is None or value > self.position.best
         self.progress.say(
             f"epoch {self.position.epoch}: validation {name} {value:.4f}"

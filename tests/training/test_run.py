@@ -18,6 +18,7 @@ from metricid.errors import InputError
 from metricid.training import module, trainer
 from metricid.training.checkpoint import CheckpointStore, read_checkpoint
 from metricid.training.run_folder import read_run_recipe
+from metricid.training.signals import Stopped
 
 
 def events(run, kind):
@@ -170,8 +171,8 @@ def poison(small, monkeypatch, steps):
     calls = iter(range(10_000))
     forward = module.TrainingModule.forward
 
-    def poisoned(self, images, labels, progress):
-        output, features, embedding = forward(self, images, labels, progress)
+    def poisoned(self, *arguments):
+        output, features, embedding = forward(self, *arguments)
         if next(calls) in steps:
             nan = output.total * float("nan")
             output = output._replace(total=nan, terms=output.terms | {"softmax": nan.detach()})
@@ -383,3 +384,52 @@ def test_recipe_file_of_a_run_reads_back(small):
     small.set(train__images=16, evaluation__every=0).train()
     values = yaml.safe_load((small.run / "recipe.yaml").read_text())
     assert values["objective"][1]["on"] == "features"
+
+
+def test_weights_and_gradient_norms_of_the_terms_are_logged(small):
+    small.set(
+        objective=[
+            {"loss": "softmax", "weight": {"linear": [0, 1]}},
+            {"loss": "triplet", "on": "features", "weight": {"plateau": 1, "patience": 1, "threshold": 9.0}},
+        ],
+        train__accumulate=1,
+        train__images=288,
+        evaluation__every=1,
+        log__every=6,
+    )
+    small.train()
+    lines = events(small.run, "step")
+    assert [line["weights"]["softmax"] for line in lines] == pytest.approx(
+        [(line["step"] - 1) / lines[-1]["step"] for line in lines]
+    )
+    assert all(norm > 0 for line in lines for norm in line["grad_norms"].values())
+    assert lines[0]["weights"]["triplet"] == 1
+    assert len(events(small.run, "validation")) > 2
+    assert lines[-1]["weights"]["triplet"] < 1  # no validation is better by 9
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "dwa", "gradnorm"])
+def test_a_stopped_run_continues_its_balance_to_the_bit(small, name):
+    small.set(balance={"name": name}, log__every=1)
+    small.set(name="whole").train()
+    whole = small.run
+    small.set(name="parts")
+    with pytest.MonkeyPatch.context() as patch:
+        step = trainer.Trainer._step
+
+        def stopping(self, *arguments):
+            step(self, *arguments)
+            if self.position.step == 5:
+                self.stop.number = signal.SIGTERM
+
+        patch.setattr(trainer.Trainer, "_step", stopping)
+        with pytest.raises(Stopped):
+            small.train()
+    small.train()
+    parts, lines = (
+        [{key: line[key] for key in ("loss", "weights", "grad_norms")} for line in events(run, "step")]
+        for run in (small.run, whole)
+    )
+    assert parts == lines
+    if name != "dwa":  # which waits for two epochs
+        assert len({line["weights"]["softmax"] for line in parts}) > 3
