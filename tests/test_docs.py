@@ -201,7 +201,7 @@ def test_every_recipe_is_valid(source, tmp_path):
     if "train" not in values:
         whole = read_recipe(find_recipe("quickstart"))
         for name, part in values.items():
-            whole[name] = {**whole[name], **part} if isinstance(part, dict) else part
+            whole[name] = {**(whole.get(name) or {}), **part} if isinstance(part, dict) else part
         values = whole
     check_recipe(values, "example")
 

@@ -40,14 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"metricid {__version__}")
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND")
     command = parser.parse_args(arguments[:1]).command
-    module = importlib.import_module(f"metricid.cli.{command}")
-    own = argparse.ArgumentParser(prog=f"metricid {command}", description=COMMANDS[command])
-    module.add_arguments(own)
-    options = own.parse_args(arguments[1:])
     rank = os.environ.get("RANK", "0")
     who = f"metricid {command}" if rank == "0" else f"[rank {rank}] metricid {command}"
     try:
-        return module.run(options)
+        module = importlib.import_module(f"metricid.cli.{command}")
+        own = argparse.ArgumentParser(prog=f"metricid {command}", description=COMMANDS[command])
+        module.add_arguments(own)
+        return module.run(own.parse_args(arguments[1:]))
     except InputError as error:
         print(f"{who}: {error}", file=sys.stderr)
         return 2
