@@ -1,51 +1,50 @@
 """How much of the bare forward pass's speed `metricid embed` keeps.
 
-Measured in turns in one process, over the same network, precision and batch size:
+Loops over the same network, precision and batch size, each in a process of its own:
 
-- bare: the network on one normalised batch that lies in memory;
-- embed: the loop of the command over JPEG files in a tar (start of the workers, decode, forward, parts on
-  disk, joined into one Parquet file).
+- bare: the network on one normalised batch that lies in memory, as one writes it by hand;
+- bare, memory kept: the same with the command's setting of the C library (`metricid.training.memory`);
+- metricid: the loop of the command over JPEG files in a tar (start of workers, decode, normalise, forward,
+  parts on disk, joined into one Parquet file).
 
-The ratio is the median of the ratios of the rounds, each against the mean of the bare runs before and after
-it, so that a machine that slows down for a while slows both sides. On a CPU the same ratio is given in
-seconds of processor time (of the workers, too), which other programs on the machine disturb less.
+They take turns; a ratio is the median of the ratios of the rounds, so that a machine that slows down for a
+while slows both sides of it. An idle process takes no time. The same ratio is given in seconds of processor
+time (of workers, too), which other programs on the machine disturb less.
 
     python benchmarks/embed.py                      # 112x112 JPEGs, resnet18
-    python benchmarks/embed.py --images 4000 --rounds 3 --precision fp32
+    python benchmarks/embed.py --images 4096 --rounds 3 --precision fp32
     python benchmarks/embed.py --memory             # peak memory for 1,000 and for 8,000 images
 """
 
 import argparse
 import io
-import itertools
 import json
+import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import cv2
-import numpy as np
 import torch
 
 from metricid.data.embedding_file import write_embeddings
 from metricid.data.embedding_parts import PartFolder
 from metricid.data.factory import pick_workers
 from metricid.data.layouts import folder as folder_layout
-from metricid.data.manifest import Manifest
 from metricid.data.sources import TarSource
 from metricid.data.synthetic import SyntheticFaces
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing
 from metricid.models.inference import CheckpointModel
 from metricid.training.distributed import pick_device
-from metricid.training.embed_parts import Speed, embed_parts
+from metricid.training.embed_parts import embed_parts
+from metricid.training.memory import keep_freed_memory
 from metricid.training.precision import Precision, pick_precision
 
 SIZE = (112, 112)
@@ -68,10 +67,19 @@ def write_images(file: Path, count: int) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """Images per second, and seconds of processor time per image, of this process and its workers."""
+    """One turn of a loop.
+
+    Attributes:
+        speed: images per second.
+        cpu: seconds of processor time per image, of the process and its workers.
+        waited: share of the time spent waiting for images.
+        peak_mib: the most memory that the process has held so far, without its workers.
+    """
 
     speed: float
     cpu: float
+    waited: float
+    peak_mib: float
 
 
 class Clock:
@@ -80,9 +88,13 @@ class Clock:
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), cpu_seconds()
 
-    def stop(self, images: int) -> Run:
+    def stop(self, images: int, waited: float = 0.0) -> Run:
         """Ends it."""
-        return Run(images / (time.perf_counter() - self._wall), (cpu_seconds() - self._cpu) / images)
+        seconds, cpu = time.perf_counter() - self._wall, cpu_seconds() - self._cpu
+        # What getrusage calls the peak counts the parent's memory at the start of this process.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        return Run(images / seconds, cpu / images, waited, peak / 1024)
 
 
 def cpu_seconds() -> float:
@@ -102,44 +114,58 @@ def build_model(
     )
 
 
-def bare(model: CheckpointModel, precision: Precision, batch_size: int, images: int) -> Run:
-    """The network alone, after two batches to warm up."""
-    batch = torch.randn(batch_size, 3, *SIZE, device=model.device).to(memory_format=torch.channels_last)
-    steps = max(1, images // batch_size)
-    with torch.inference_mode(), precision.autocast():
-        for _ in range(2):
+def bare(options: argparse.Namespace, folder: Path) -> Callable[[], Run]:
+    """The network alone, after a batch to warm up."""
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device)
+    model = build_model(options.backbone, options.dimension, device, precision)
+    batch = torch.randn(options.batch_size, 3, *SIZE, device=device).to(memory_format=torch.channels_last)
+    steps = max(1, options.images // options.batch_size)
+
+    def measure() -> Run:
+        with torch.inference_mode(), precision.autocast():
             model.embedder(batch)
-        synchronize(model.device)
+            synchronize(device)
+            clock = Clock()
+            for _ in range(steps):
+                model.embedder(batch)
+            synchronize(device)
+        return clock.stop(steps * options.batch_size)
+
+    return measure
+
+
+def embed(options: argparse.Namespace, folder: Path) -> Callable[[], Run]:
+    """The command's loop."""
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device)
+    model = build_model(options.backbone, options.dimension, device, precision)
+    source = TarSource(folder / "faces.tar")
+    table = folder_layout.read(source)
+    target = folder / "e.parquet"
+
+    def measure() -> Run:
         clock = Clock()
-        for _ in range(steps):
-            model.embedder(batch)
-        synchronize(model.device)
-    return clock.stop(steps * batch_size)
+        parts = PartFolder(target, len(table), options.part_images)
+        with parts.locked():
+            parts.bind({"model": model.fingerprint}, afresh=True)
+            speed = embed_parts(
+                model,
+                source,
+                table,
+                parts,
+                range(len(parts)),
+                device=device,
+                batch_size=options.batch_size,
+                flip=False,
+                workers=pick_workers("auto" if options.workers is None else options.workers, 1, device),
+            )
+            blocks = (parts.read(part)[1] for part in range(len(parts)))
+            write_embeddings(target, table, blocks, model.describe(), dimension=model.output_dim)
+            parts.remove()
+        return clock.stop(len(table), speed.waited / speed.seconds)
 
-
-def embed(
-    model: CheckpointModel, source: TarSource, table: Manifest, target: Path, options: argparse.Namespace
-) -> tuple[Run, Speed]:
-    """The command's loop, and what it says of itself."""
-    clock = Clock()
-    parts = PartFolder(target, len(table), options.part_images)
-    with parts.locked():
-        parts.bind({"model": model.fingerprint}, afresh=True)
-        speed = embed_parts(
-            model,
-            source,
-            table,
-            parts,
-            range(len(parts)),
-            device=model.device,
-            batch_size=options.batch_size,
-            flip=False,
-            workers=pick_workers("auto" if options.workers is None else options.workers, 1),
-        )
-        blocks = (parts.read(part)[1] for part in range(len(parts)))
-        write_embeddings(target, table, blocks, model.describe(), dimension=model.output_dim)
-        parts.remove()
-    return clock.stop(len(table)), speed
+    return measure
 
 
 def synchronize(device: torch.device) -> None:
@@ -148,16 +174,55 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure_memory() -> None:
+KEPT = "bare, memory kept"
+LOOPS = {"bare": bare, KEPT: bare, "metricid": embed}
+
+
+def serve(name: str, folder: Path, options: argparse.Namespace, pipe: Connection) -> None:
+    """One loop in a process: answers each message with a turn of it."""
+    if pick_device(options.device).type == "cpu" and name != "bare":
+        keep_freed_memory()
+    measure = LOOPS[name](options, folder)
+    while True:
+        pipe.recv()
+        pipe.send(measure())
+
+
+def measure_in_turns(names: Iterable[str], folder: Path, options: argparse.Namespace) -> dict[str, list[Run]]:
+    """The turns of each loop, after one that fills caches."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    processes = []
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    try:
+        for name in runs:
+            pipes[name], theirs = context.Pipe()
+            process = context.Process(target=serve, args=(name, folder, options, theirs))
+            process.start()
+            processes.append(process)
+            theirs.close()
+        for turn in range(options.rounds + 1):
+            for name, pipe in pipes.items():
+                pipe.send(turn)
+                run = pipe.recv()
+                if turn:
+                    runs[name].append(run)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    return runs
+
+
+def measure_memory(options: argparse.Namespace) -> None:
     """Peak memory of the loop for few and for many images, each in a process of its own."""
-    options = ["--rounds", "0", "--backbone", "test_resnet", "--dimension", "4096", "--part-images", "256"]
+    options.backbone, options.dimension, options.part_images, options.rounds = "test_resnet", 4096, 256, 1
     for count in (1_000, 8_000):
-        words = [sys.executable, __file__, "--images", str(count), *options, "--json"]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        print(
-            f"{count} images of {4096 * 4 * count / 2**20:.0f} MiB of embeddings: "
-            f"peak {json.loads(done.stdout)['peak_mib']:.0f} MiB"
-        )
+        with tempfile.TemporaryDirectory() as name:
+            write_images(Path(name) / "faces.tar", count)
+            run = measure_in_turns(["metricid"], Path(name), options)["metricid"][0]
+        size = options.dimension * 4 * count / 2**20
+        print(f"{count} images of {size:.0f} MiB of embeddings: peak {run.peak_mib:.0f} MiB")
 
 
 def main() -> None:
@@ -169,8 +234,8 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, help="width of the embedding (default: the network's)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--part-images", type=int, default=2048, help="a multiple of the batch size")
-    parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=2048, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="auto")
@@ -178,54 +243,40 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.memory:
-        measure_memory()
+        measure_memory(options)
         return
-    device = pick_device(options.device)
-    precision = pick_precision(options.precision, device)
     with tempfile.TemporaryDirectory() as name:
         write_images(Path(name) / "faces.tar", options.images)
-        source = TarSource(Path(name) / "faces.tar")
-        table = folder_layout.read(source)
-        model = build_model(options.backbone, options.dimension, device, precision)
-        target = Path(name) / "e.parquet"
-        probe = min(options.images, 1024)
-        first = table.select(np.arange(probe)) if options.rounds else table
-        embed(model, source, first, target, options)
-        alone, ours, waited = [bare(model, precision, options.batch_size, probe)], [], []
-        for _ in range(options.rounds):
-            run, speed = embed(model, source, table, target, options)
-            ours.append(run)
-            waited.append(speed.waited / speed.seconds)
-            alone.append(bare(model, precision, options.batch_size, probe))
-    around = list(itertools.pairwise(alone))
-    result: dict[str, Any] = {
-        "bare": [run.speed for run in alone],
-        "embed": [run.speed for run in ours],
-        "ratios": [
-            run.speed / statistics.mean(other.speed for other in pair)
-            for run, pair in zip(ours, around, strict=True)
-        ],
-        "cpu_ratios": [
-            statistics.mean(other.cpu for other in pair) / run.cpu
-            for run, pair in zip(ours, around, strict=True)
-        ],
-        "waited": waited,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        runs = measure_in_turns(LOOPS, Path(name), options)
+    ours = runs["metricid"]
+    ratios = {
+        other: {
+            "speed": [a.speed / b.speed for a, b in zip(ours, runs[other], strict=True)],
+            "processor": [b.cpu / a.cpu for a, b in zip(ours, runs[other], strict=True)],
+        }
+        for other in LOOPS
+        if other != "metricid"
     }
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device).name
     cpu = f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()}"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    result |= {"device": where, "precision": precision.name}
     if options.json:
-        print(json.dumps(result))
+        loops = {name: [asdict(run) for run in turns] for name, turns in runs.items()}
+        print(json.dumps({"device": where, "precision": precision, "loops": loops, "ratios": ratios}))
         return
-    print(f"{options.backbone}, 112x112 JPEG, batch {options.batch_size}, {precision.name}, {where}")
-    for label in ("bare", "embed"):
-        shown = ", ".join(f"{value:.0f}" for value in result[label])
-        print(f"{label:6} {statistics.median(result[label]):7.0f} img/s  (runs: {shown})")
-    for label, name in (("embed / bare", "ratios"), ("the same in processor time", "cpu_ratios")):
-        values = result[name]
-        print(f"{label}: {statistics.median(values):.3f}  (rounds: {', '.join(f'{r:.3f}' for r in values)})")
-    print(f"waiting for images: {statistics.median(result['waited']):.1%} of the time")
+    print(f"{options.backbone}, 112x112 JPEG, batch {options.batch_size}, {precision}, {where}")
+    print(f"load average {os.getloadavg()[0]:.1f}")
+    for name, turns in runs.items():
+        shown = ", ".join(f"{run.speed:.0f}" for run in turns)
+        print(f"{name:18} {statistics.median(run.speed for run in turns):7.0f} img/s  (turns: {shown})")
+    for other, values in ratios.items():
+        shown = ", ".join(f"{ratio:.3f}" for ratio in values["speed"])
+        print(
+            f"metricid / {other}: {statistics.median(values['speed']):.3f}, in processor time "
+            f"{statistics.median(values['processor']):.3f}  (rounds: {shown})"
+        )
+    print(f"waiting for images: {statistics.median(run.waited for run in ours):.1%} of the time")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/search.py                          # 100,000 x 512
     python benchmarks/search.py --rows 20000 --kinds flat ivf_sq8
-    python benchmarks/search.py --model runs/mine        # embeddings of a model of yours
+    python benchmarks/search.py --model runs/quickstart  # embeddings of that model
     python benchmarks/search.py --million                # 1,000,000 x 128: peak memory of a build
 
 The vectors. A model (`--model`, or a resnet18 trained here for a moment on generated faces) embeds generated
@@ -14,8 +14,11 @@ do for the model.
 Queries are further images of the same identities. `--million` keeps the first 128 principal components.
 
 "plain" is `index.search` of faiss on the same file, with the same parameters and queries already of length 1.
-"ours" is `SearchIndex.query`: checks, scaling, keys and rows included. The ratio is the median over rounds of
-ours / plain, both timed in each round, one after the other in alternating order; in brackets its quartiles.
+"ours" is `SearchIndex.query`: checks, scaling and keys included. A round takes one set of queries:
+plain once untimed, as the first search of a set pays for the vectors and nodes that it brings into the
+caches; then ours, plain, plain, ours, or the reverse in every second round. A ratio is the median over rounds
+of the times of ours by those of plain, with its quartiles in brackets; "cpu" is the same in seconds of
+processor time, which other programs on the machine disturb less.
 """
 
 import argparse
@@ -40,11 +43,21 @@ from metricid.data.manifest import Manifest
 from metricid.data.synthetic.faces import SyntheticFaces
 from metricid.data.transforms import build_transform
 from metricid.search import KINDS, ArraySource, SearchIndex
-from metricid.search.kinds import pick_kind
+from metricid.search.kinds import search_parameters
 
 PER_IDENTITY = 10
 K = 10
 CHUNK = 20_000
+# `metricid` and then the most memory that the process held, files that it mapped included. What the system
+# tells of an ended child counts the parent's memory, too, if that was larger when the child began.
+PEAK = """
+import sys
+from metricid.cli.main import main
+code = main(sys.argv[1:])
+if code:
+    sys.exit(code)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
 
 
 def embed_generated(options: argparse.Namespace, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -133,37 +146,48 @@ def rows_of(identities: np.ndarray, first: int = 0) -> pa.Table:
     return pa.table({"path": paths, "identity": names, "camera": cameras})
 
 
-def seconds(call: Callable[[int], Any], place: int) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    call(place)
-    return time.perf_counter() - start
+def timed(call: Callable[[np.ndarray], Any], queries: np.ndarray) -> np.ndarray:
+    """Seconds of one call: of the clock, and of the processor in all threads."""
+    start = time.perf_counter(), time.process_time()
+    call(queries)
+    return np.array([time.perf_counter() - start[0], time.process_time() - start[1]])
 
 
-def paired(ours: Callable[[int], Any], plain: Callable[[int], Any], budget: float) -> dict[str, float]:
-    """Times of both in turn, for some seconds: medians, and the ratio with its quartiles."""
-    ours(0), plain(0)
-    rounds: list[tuple[float, float]] = []
+def paired(
+    ours: Callable[[np.ndarray], Any],
+    plain: Callable[[np.ndarray], Any],
+    sets: list[np.ndarray],
+    budget: float,
+) -> dict[str, float]:
+    """Medians of both and of their ratio with its quartiles, in rounds for some seconds."""
+    ours(sets[0]), plain(sets[0])
+    rounds: list[np.ndarray] = []
     start = time.perf_counter()
-    while len(rounds) < 12 or (time.perf_counter() - start < budget and len(rounds) < 1000):
-        place = len(rounds)
-        if place % 2:
-            second = seconds(plain, place)
-            rounds.append((seconds(ours, place), second))
-        else:
-            first = seconds(ours, place)
-            rounds.append((first, seconds(plain, place)))
-    times = np.array(rounds)
-    low, ratio, high = np.quantile(times[:, 0] / times[:, 1], [0.25, 0.5, 0.75])
-    ms = np.median(times, axis=0) * 1e3
-    return {"ours_ms": ms[0], "plain_ms": ms[1], "ratio": ratio, "low": low, "high": high}
+    while len(rounds) < 15 or (time.perf_counter() - start < budget and len(rounds) < 2000):
+        queries = sets[len(rounds) % len(sets)]
+        outer, inner = (ours, plain) if len(rounds) % 2 else (plain, ours)
+        plain(queries)
+        times = [timed(call, queries) for call in (outer, inner, inner, outer)]
+        both = np.array([times[0] + times[3], times[1] + times[2]]) / 2
+        rounds.append(both if outer is ours else both[::-1])
+    ours_s, plain_s = np.moveaxis(np.array(rounds), 1, 0)  # [rounds, 2] each
+    low, ratio, high = np.quantile(ours_s[:, 0] / plain_s[:, 0], [0.25, 0.5, 0.75])
+    return {
+        "ours_ms": float(np.median(ours_s[:, 0])) * 1e3,
+        "plain_ms": float(np.median(plain_s[:, 0])) * 1e3,
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+        "cpu_ratio": float(np.median(ours_s[:, 1] / plain_s[:, 1])),
+        "rounds": len(rounds),
+    }
 
 
 def plain_search(index: SearchIndex) -> Callable[[np.ndarray], Any]:
     """`index.search` of faiss with the parameters of our index, without our layer."""
-    inner, effort = index._index, index.card["effort"]
-    parameters = inner._parameters(effort, K)
-    return lambda queries: inner.index.search(queries, K, params=parameters)
+    parameters = search_parameters(index.card["kind"], index.card["effort"], K)
+    plain = index._index.index
+    return lambda queries: plain.search(queries, K, params=parameters)
 
 
 def memory_of(folder: Path, queries: np.ndarray) -> dict[str, float]:
@@ -210,32 +234,35 @@ def measure(
     result["card_recall"] = index.card["recall"]["value"]
     result["disk_mb"] = index.stats()["disk_bytes"] / 1e6
     for batch in (1, 100):
-        sets = [queries[i : i + batch] for i in range(0, len(queries) - batch + 1, batch)]
-        result[f"batch{batch}"] = paired(
-            lambda i, sets=sets: index.query(sets[i % len(sets)], K),
-            lambda i, sets=sets: plain(sets[i % len(sets)]),
-            10.0,
-        )
+        # Copies: where an array begins changes the time of faiss by up to a quarter.
+        sets = [queries[i : i + batch].copy() for i in range(0, len(queries) - batch + 1, batch)]
+        result[f"batch{batch}"] = paired(lambda one: index.query(one, K), plain, sets, 10.0)
     index.close()
     return result | memory_of(place, queries)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results for people; times are per query."""
+    """The results for people; times are ours, per query."""
+    wide = " ".join(f"{f'ms, batch {batch}':>11} {'beside plain':>19} {'cpu':>6}" for batch in (1, 100))
     lines = [
-        f"{'kind':<8} {'build s':>8} {'recall@10':>9} {'ms, batch 1':>22} {'ms, batch 100':>22} "
-        f"{'disk MB':>8} {'own MB':>7} {'mapped MB':>9}"
+        f"{'kind':<8} {'build s':>8} {'recall@10':>9} {wide} {'disk MB':>8} {'own MB':>7} {'mapped MB':>9}"
     ]
     for r in results:
         cells = []
         for batch in (1, 100):
             b = r[f"batch{batch}"]
-            cells.append(f"{b['ours_ms'] / batch:.3f}, x{b['ratio']:.3f} [{b['low']:.2f} {b['high']:.2f}]")
+            ratio = f"{b['ratio']:.3f} [{b['low']:.3f} {b['high']:.3f}]"
+            cells.append(f"{b['ours_ms'] / batch:>11.3f} {ratio:>19} {b['cpu_ratio']:>6.3f}")
         lines.append(
-            f"{r['kind']:<8} {r['build_s']:8.1f} {r['recall']:9.4f} {cells[0]:>22} {cells[1]:>22} "
+            f"{r['kind']:<8} {r['build_s']:8.1f} {r['recall']:9.4f} {' '.join(cells)} "
             f"{r['disk_mb']:8.1f} {r['own_mb']:7.1f} {r['mapped_mb']:9.1f}"
         )
     return "\n".join(lines)
+
+
+def busy() -> str:
+    """How much else the machine has to do."""
+    return f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 def million(people: People, options: argparse.Namespace, folder: Path) -> None:
@@ -253,18 +280,16 @@ def million(people: People, options: argparse.Namespace, folder: Path) -> None:
     write_embeddings(file, Manifest(rows), blocks(), card, dimension=128)
     for kind in options.kinds:
         place = folder / f"{kind}.index"
-        words = [sys.executable, "-m", "metricid.cli.main", "search", "build", str(file), "-o", str(place)]
+        words = ["search", "build", str(file), "-o", str(place), "--kind", kind]
         began = time.perf_counter()
-        child = subprocess.Popen(
-            [*words, "--kind", kind], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        _, status, usage = os.wait4(child.pid, 0)
-        if status:
-            sys.exit(f"the build of {kind} failed")
+        done = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"the build of {kind} failed: {done.stderr[-500:]}")
+        seconds = time.perf_counter() - began
         index = SearchIndex(place)
         print(
-            f"{count:,} x 128, {kind} ({pick_kind(kind, count)}): built in "
-            f"{time.perf_counter() - began:.0f} s, peak memory {usage.ru_maxrss / 1024:.0f} MB, "
+            f"{count:,} x 128, {index.card['kind']}: built in {seconds:.0f} s ({busy()}), "
+            f"peak memory {int(done.stdout.split()[-1]) / 1024:.0f} MiB, "
             f"recall@10 {index.card['recall']['value']}, {index.stats()['disk_bytes'] / 1e6:.0f} MB on disk",
             flush=True,
         )
@@ -284,7 +309,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()
     options.rows = options.rows or (1_000_000 if options.million else 100_000)
-    options.kinds = options.kinds or (["auto"] if options.million else list(KINDS))
+    options.kinds = options.kinds or list(KINDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         people = People(*embed_generated(options, folder))
@@ -298,8 +323,12 @@ def main() -> None:
         asked = np.random.default_rng(3).integers(identities[-1] + 1, size=options.queries)
         queries = people.make(asked, seed=2)
         print(f"{options.rows:,} x {vectors.shape[1]}, {len(queries)} queries, k = {K}")
-        results = [measure(kind, vectors, rows, queries, folder) for kind in options.kinds]
+        results = []
+        for kind in options.kinds:
+            print(f"{kind} ({busy()})", file=sys.stderr, flush=True)
+            results.append(measure(kind, vectors, rows, queries, folder))
     print(table(results))
+    print(busy())
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2))
 
