@@ -1,9 +1,9 @@
 """Time and peak memory of the pairwise losses beside pytorch-metric-learning, forward and backward.
 
 Unit vectors of 512 dimensions, 4 images per class. Each cell runs in a process of its own, so that peak
-memory is that of one loss: the growth of the resident set over the loaded process with its embeddings. Time is the
-fastest of a few steps; a peer that fails or runs out of memory says so. On a GPU, memory is what PyTorch
-allocated at most, and the steps are timed to the end on the device.
+memory is that of one loss: the growth of the resident set over the loaded process with its embeddings. Time
+is the fastest of a few steps; a peer that fails or runs out of memory says so. On a GPU, memory is what
+PyTorch allocated at most, and the steps are timed to the end on the device.
 
     python benchmarks/losses.py --sizes 512,2048
     python benchmarks/losses.py --only supcon,ntxent --device cuda
