@@ -1,16 +1,15 @@
 """`metricid demo RUN`: a local page to try a trained model with photos."""
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from metricid.cli.model import open_model
-from metricid.config import DataConfig, RunConfig, apply_overrides, expand
-from metricid.data.factory import DISTRACTORS, SYNTHETIC, build_splits, pick_workers
-from metricid.data.manifest import Manifest
+from metricid.cli.subject import own_recipe, run_splits, warn
+from metricid.config import RunConfig, expand
+from metricid.data.factory import DISTRACTORS, pick_workers
 from metricid.data.sources import ImageSource, open_source
 from metricid.demo.gallery import Gallery, RunImages, StoredImages
 from metricid.demo.photos import PhotoReader
@@ -30,8 +29,6 @@ from metricid.models.inference import CheckpointModel
 from metricid.report.search_view import plan_search
 from metricid.search import SearchIndex
 from metricid.search.store import check_same_model
-from metricid.training.build import check_recipe
-from metricid.training.checkpoint import open_checkpoint
 from metricid.training.distributed import World, pick_device
 from metricid.training.embedding import Embedded, embed_images
 from metricid.training.precision import pick_precision
@@ -84,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
         def ready() -> None:
             print(address, flush=True)
-            _say("Ctrl-C ends it")
+            warn("Ctrl-C ends it")
             if options.browser:
                 _open_browser(address)
 
@@ -94,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
             app = build_app(studio, top=options.top)
             serve(app, taken, host=options.host, token=options.token, ready=ready)
-    _say("ended; no photo was kept")
+    warn("ended; no photo was kept")
     return 0
 
 
@@ -142,18 +139,20 @@ def _open(options: argparse.Namespace) -> _Run:
     path = Path(options.run)
     if not (path.is_dir() or path.suffix == ".pt"):
         raise InputError(f"{path}: no run folder or checkpoint (.pt)")
-    checkpoint, state = open_checkpoint(path, _say)
-    config = check_recipe(apply_overrides(state["config"], options.overrides), f"{checkpoint}: stored recipe")
-    del state
+    checkpoint, config = own_recipe(path, options.overrides)
+    splits = run_splits(config, root=options.root, manifest=options.manifest)
+    if splits.test is None:
+        raise InputError(
+            f"{options.run}: its recipe has no test identities (data.split), and the page needs some"
+        )
     device = pick_device(options.device)
     model = open_model(checkpoint, device=device, precision=options.precision)
     assert isinstance(model, CheckpointModel)
-    source, table = _test_images(options, config)
     data = config.data
     embedded = embed_images(
         model.embedder,
-        source,
-        table,
+        splits.source,
+        splits.test,
         world=World(0, 1, device),
         precision=pick_precision(options.precision, device),
         batch_size=options.batch_size or config.evaluation.batch_size,
@@ -162,30 +161,8 @@ def _open(options: argparse.Namespace) -> _Run:
         on_corrupt=data.on_corrupt,
     )
     if embedded.skipped:
-        _say(f"{len(embedded.skipped)} unreadable test images are left out, such as {embedded.skipped[0]}")
-    return _Run(config, model, source, embedded)
-
-
-def _test_images(options: argparse.Namespace, config: RunConfig) -> tuple[ImageSource, Manifest]:
-    """The run's test images, where they are now."""
-    data: DataConfig = config.data
-    if options.root is not None and data.train in SYNTHETIC:
-        raise InputError(f"--root: layout {data.train} generates its images and takes none")
-    if options.manifest is not None and data.train != "manifest":
-        raise InputError(f"--manifest: is for layout manifest, this is {data.train}")
-    moved = {"root": options.root, "manifest": options.manifest}
-    data = data.model_copy(update={name: value for name, value in moved.items() if value is not None})
-    try:
-        splits = build_splits(data, make_queries=config.evaluation.query_gallery)
-    except InputError as error:
-        if options.root is not None or data.train in SYNTHETIC:
-            raise
-        raise InputError(f"{error} (if the images have moved, say where with --root)") from error
-    if splits.test is None:
-        raise InputError(
-            f"{options.run}: its recipe has no test identities (data.split), and the page needs some"
-        )
-    return splits.source, splits.test
+        warn(f"{len(embedded.skipped)} unreadable test images are left out, such as {embedded.skipped[0]}")
+    return _Run(config, model, splits.source, embedded)
 
 
 def _index(options: argparse.Namespace, model: CheckpointModel, flip: bool) -> StoredImages:
@@ -202,8 +179,4 @@ def _open_browser(address: str) -> None:
     import webbrowser
 
     if not webbrowser.open(address):
-        _say("no browser was found; open the address yourself")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+        warn("no browser was found; open the address yourself")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,12 @@ import torch
 from torch import Tensor
 
 from metricid.cli.evaluate import check_folder
+from metricid.cli.subject import run_splits, warn
 from metricid.config import RunConfig, apply_overrides, expand
 from metricid.data.dataset import OnCorrupt
 from metricid.data.factory import (
     DISTRACTORS,
+    Splits,
     build_splits,
     layout_names,
     layout_options,
@@ -86,10 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Exports, checks, writes, and prints what the check found."""
     _check_options(options)
-    checkpoint, state = open_checkpoint(Path(options.subject), _warn)
+    checkpoint, state = open_checkpoint(Path(options.subject), warn)
     config = check_recipe(apply_overrides(state["config"], options.overrides), f"{checkpoint}: stored recipe")
-    config = _moved(config, options)
-    source, table, which = _check_data(config, options)
+    own = _own_splits(config, options)
+    source, table, which = _check_data(config, options, own)
     embedder = load_embedder(state, checkpoint)
     name = f"{config.name} ({checkpoint.name})"
     data = export_onnx(embedder, name=name, input_kind=options.input, license=options.license)
@@ -98,7 +99,8 @@ def run(options: argparse.Namespace) -> int:
     }
     models[FLOAT] = chosen = OnnxModel(OnnxFile.parse(data, str(options.output)))
     if options.int8:
-        data = quantize_int8(chosen, _calibration_images(config, options.calibration_images))
+        assert own is not None
+        data = quantize_int8(chosen, _calibration_images(config, own, options.calibration_images))
         models[INT8] = chosen = OnnxModel(OnnxFile.parse(data, str(options.output)))
     found = check_models(
         models,
@@ -136,21 +138,29 @@ def _check_options(options: argparse.Namespace) -> None:
         raise InputError(f"{options.subject}: is exported already; give the run folder or checkpoint")
 
 
-def _moved(config: RunConfig, options: argparse.Namespace) -> RunConfig:
-    """The recipe, with its data where it is now."""
-    if options.layout is not None:
-        return config
-    given = {name: getattr(options, name) for name in ("root", "manifest") if getattr(options, name)}
-    return config.model_copy(update={"data": config.data.model_copy(update=given)})
-
-
-def _check_data(config: RunConfig, options: argparse.Namespace) -> tuple[ImageSource, Manifest, str]:
-    """The images that the check embeds: the run's test images or the next best, or other data."""
+def _own_splits(config: RunConfig, options: argparse.Namespace) -> Splits | None:
+    """The run's own data; None where other images are checked and nothing is calibrated."""
     if options.layout is None:
-        splits = build_splits(config.data, make_queries=config.evaluation.query_gallery)
-        manifests = splits.manifests()
+        return run_splits(config, root=options.root, manifest=options.manifest, hint="or check on --layout")
+    if not options.int8:
+        return None
+    try:
+        return build_splits(config.data, make_queries=False)
+    except InputError as error:  # --root is that of the other images
+        raise InputError(
+            f"--int8: calibrates on the run's own images: {error} "
+            "(if they have moved, say where with data.root=)"
+        ) from error
+
+
+def _check_data(
+    config: RunConfig, options: argparse.Namespace, own: Splits | None
+) -> tuple[ImageSource, Manifest, str]:
+    """The images that the check embeds: the run's test images or the next best, or other data."""
+    if own is not None and options.layout is None:
+        manifests = own.manifests()
         which = next(name for name in ("test", "validation", "train") if name in manifests)
-        return splits.source, manifests[which], f"{which} images of the run"
+        return own.source, manifests[which], f"{which} images of the run"
     source, table = open_layout(
         options.layout,
         root=options.root,
@@ -170,9 +180,8 @@ def _distractors(config: RunConfig, options: argparse.Namespace) -> list[str]:
     return list(DISTRACTORS.get(options.layout, ()))
 
 
-def _calibration_images(config: RunConfig, count: int) -> Tensor:
+def _calibration_images(config: RunConfig, splits: Splits, count: int) -> Tensor:
     """Training images, evenly spread over the table and so over identities: uint8 [N, H, W, 3]."""
-    splits = build_splits(config.data, make_queries=False)
     table = splits.train
     rows = np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(np.int64))
     on_corrupt: OnCorrupt = config.data.on_corrupt
@@ -211,7 +220,3 @@ def _report(options: argparse.Namespace, model: OnnxModel, size: int, found: Che
         f"{options.output}: {size / 1e6:.1f} MB, {model.precision}, input {shape['dtype']} "
         f"{shape['layout']}, {model.output_dim} values out, fingerprint {model.fingerprint[:12]}"
     )
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr)

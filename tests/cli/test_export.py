@@ -157,6 +157,16 @@ def test_the_check_takes_other_images(run_folder, exported, tmp_path, monkeypatc
     assert (some["check"]["images"], some["check"]["identities"]) == (6, 2)
 
 
+def test_images_that_have_moved_are_asked_for(run_folder, tmp_path, refused):
+    output = ["-o", tmp_path / "m.onnx"]
+    moved = [run_folder, "data.train=folder", f"data.root={tmp_path / 'gone'}", "data.options={}"]
+    refused(["export", *moved, *output], "gone", "say where with --root; or check on --layout")
+    refused(["export", run_folder, *output, "--root", tmp_path], "--root: layout synthetic_faces generates")
+    other = ["--layout", "folder", "--root", photos(tmp_path / "photos"), "--int8"]
+    refused(["export", *moved, *output, *other], "--int8: calibrates on the run", "gone", "with data.root=")
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_images_without_identities_are_compared_by_their_vectors(
     run_folder, exported, tmp_path, monkeypatch, capfd
 ):
