@@ -38,8 +38,8 @@ import pyarrow as pa
 
 from metricid.cli.model import open_model
 from metricid.data.embedding_file import write_embeddings
-from metricid.data.loader import iterate_images
 from metricid.data.manifest import Manifest
+from metricid.data.ordered import iterate_images
 from metricid.data.synthetic.faces import SyntheticFaces
 from metricid.data.transforms import build_transform
 from metricid.search import KINDS, ArraySource, SearchIndex

@@ -22,8 +22,8 @@ from metricid.data.factory import (
     open_layout,
     pick_workers,
 )
-from metricid.data.loader import iterate_images
 from metricid.data.manifest import Manifest
+from metricid.data.ordered import iterate_images
 from metricid.data.sources import ImageSource
 from metricid.data.splits import query_gallery
 from metricid.data.transforms import build_transform

@@ -17,7 +17,8 @@ from metricid.cli.photos import open_photos
 from metricid.data.decode import decode_image
 from metricid.data.embedding_file import COLUMN, EmbeddingReader
 from metricid.data.factory import pick_workers
-from metricid.data.loader import iterate_images
+from metricid.data.ordered import iterate_images
+from metricid.data.query_photo import check_photo, photo_note
 from metricid.data.transforms import build_transform, resize
 from metricid.errors import InputError
 from metricid.evaluation.calibration import Calibration, Threshold

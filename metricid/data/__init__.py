@@ -4,8 +4,9 @@ from metricid.data.dataset import ImageDataset, Sample
 from metricid.data.decode import MAX_PIXELS, ImageError, decode_image
 from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.layouts import LAYOUTS
-from metricid.data.loader import Batch, Loader, iterate_images
+from metricid.data.loader import Batch, Loader
 from metricid.data.manifest import Manifest, check_files
+from metricid.data.ordered import iterate_images
 from metricid.data.samplers import SAMPLERS, ClassBalancedSampler, PKSampler, Sampler, ShuffleSampler
 from metricid.data.sources import FolderSource, ImageSource, TarSource, open_source
 from metricid.data.splits import query_gallery, split_identities

@@ -6,20 +6,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from metricid.data.dataset import Chunk, ImageDataset, ImageFunction, Key, OnCorrupt, batch_memory
-from metricid.data.decode import ImageError
+from metricid.data.dataset import Chunk, ImageDataset, Key
 from metricid.data.samplers import Sampler
-from metricid.data.sources import ImageSource
 from metricid.errors import InputError
 
 
@@ -72,7 +69,7 @@ class Loader:
         self._known_corrupt: set[str] = set()
         self._keys = _EpochKeys(sampler)
         self._options = (workers, prefetch, pin_memory)
-        self._loader: DataLoader[Any] | None = _worker_loader(dataset, self._keys, *self._options)
+        self._loader: DataLoader[Any] | None = worker_loader(dataset, self._keys, *self._options)
 
     def num_batches(self, epoch: int) -> int:
         """Batches in an epoch."""
@@ -85,11 +82,11 @@ class Loader:
             InputError: an image cannot be used, or a worker process died.
         """
         if self._loader is None:
-            self._loader = _worker_loader(self.dataset, self._keys, *self._options)
+            self._loader = worker_loader(self.dataset, self._keys, *self._options)
         self._keys.epoch, self._keys.start = epoch, start
         began = time.perf_counter()
         try:
-            for chunk in _chunks(self._loader):
+            for chunk in chunks(self._loader):
                 self.corrupt += [path for path in chunk.corrupt if path not in self._known_corrupt]
                 self._known_corrupt.update(chunk.corrupt)
                 batch = Batch(chunk.images, torch.from_numpy(chunk.labels), torch.from_numpy(chunk.rows))
@@ -103,47 +100,6 @@ class Loader:
     def close(self) -> None:
         """Ends the worker processes; another `epoch` starts new ones."""
         self._loader = None
-
-
-def iterate_images(
-    source: ImageSource,
-    paths: Sequence[str],
-    transform: ImageFunction,
-    batch_size: int,
-    workers: int = 0,
-    *,
-    on_corrupt: OnCorrupt = "error",
-    skipped: list[str] | None = None,
-) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Images in the order of `paths`, in batches, for inference.
-
-    Args:
-        source: where the paths are found.
-        paths: N paths.
-        transform: `(image, seed) -> image` of one size; the seed is the place in `paths`.
-        batch_size: images per batch; the last one may be smaller.
-        workers: processes that read; 0 does it in this process.
-        on_corrupt: `"error"` raises; `"skip"` leaves an undecodable image out.
-        skipped: a list that takes the paths left out.
-
-    Yields:
-        images [B, H, W, 3] uint8, and their places in `paths`, [B] int64; never an empty batch.
-
-    Raises:
-        InputError: an image cannot be used.
-    """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    dataset = _Ordered(source, paths, transform, on_corrupt == "skip")
-    batches = [range(i, min(i + batch_size, len(paths))) for i in range(0, len(paths), batch_size)]
-    loader = _worker_loader(
-        dataset, batches, min(workers, max(len(batches) - 1, 0)), 2, False, persistent=False
-    )
-    for chunk in _chunks(loader):
-        if skipped is not None:
-            skipped += chunk.corrupt
-        if len(chunk.rows):
-            yield chunk.images, chunk.rows
 
 
 class _EpochKeys:
@@ -160,35 +116,7 @@ class _EpochKeys:
             yield [(epoch, first + place, index) for place, index in enumerate(batch.tolist())]
 
 
-class _Ordered(Dataset[Any]):
-    """Images by place, without the unreadable ones if so asked."""
-
-    def __init__(self, source: ImageSource, paths: Sequence[str], transform: ImageFunction, skip: bool):
-        self.source, self.paths, self.transform, self.skip = source, paths, transform, skip
-
-    def __getitems__(self, places: Sequence[int]) -> Chunk:
-        kept: list[int] = []
-        corrupt: list[str] = []
-        images = torch.empty(0, dtype=torch.uint8)
-        for place in places:
-            path = self.paths[place]
-            try:
-                image = self.transform(self.source.read(path), place)
-            except ImageError as error:
-                if not self.skip:
-                    return Chunk.failed(error)
-                corrupt.append(path)
-                continue
-            except InputError as error:
-                return Chunk.failed(error)
-            if not kept:
-                images = batch_memory(len(places), image)
-            images[len(kept)] = torch.from_numpy(image)
-            kept.append(place)
-        return Chunk(images[: len(kept)], np.empty(0), np.array(kept, np.int64), corrupt)
-
-
-def _worker_loader(
+def worker_loader(
     dataset: Dataset[Any],
     batches: Any,
     workers: int,
@@ -196,6 +124,11 @@ def _worker_loader(
     pin_memory: bool,
     persistent: bool = True,
 ) -> DataLoader[Any]:
+    """PyTorch's loader with forked workers that leave signals to this process.
+
+    Raises:
+        InputError: a negative number of workers, or a prefetch below 1.
+    """
     if workers < 0 or prefetch < 1:
         raise InputError(f"workers must be 0 or more and prefetch 1 or more, not {workers} and {prefetch}")
     return DataLoader(
@@ -260,7 +193,7 @@ def _lost_worker(message: str) -> bool:
     return "DataLoader worker" in message
 
 
-def _chunks(loader: DataLoader[Any]) -> Iterator[Chunk]:
+def chunks(loader: DataLoader[Any]) -> Iterator[Chunk]:
     """Chunks in order; errors of the user's come as themselves, without the worker's traceback."""
     with _signals_held():
         stream, chunk = iter(loader), None

@@ -6,8 +6,8 @@ import numpy as np
 from tqdm import tqdm
 
 from metricid.data.dataset import OnCorrupt
-from metricid.data.loader import iterate_images
 from metricid.data.manifest import Manifest
+from metricid.data.ordered import iterate_images
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metricid.data.dataset import OnCorrupt
-from metricid.data.embedding_images import read_images
 from metricid.data.embedding_parts import PartFolder, stamp_images
 from metricid.data.manifest import Manifest
+from metricid.data.ordered import iterate_images
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
@@ -76,7 +76,7 @@ def embed_parts(
     stamps = {part: stamp_images(source, table, parts.rows(part)) for part in todo}
     rows = np.concatenate([np.empty(0, np.int64), *(np.array(parts.rows(part)) for part in todo)])
     images = _Waiting(
-        read_images(
+        iterate_images(
             source,
             [table.path_at(row) for row in rows],
             build_transform("plain", size=model.preprocessing.size, train=False),

@@ -7,8 +7,8 @@ import torch
 from tqdm import tqdm
 
 from metricid.data.dataset import OnCorrupt
-from metricid.data.embedding_images import read_images
 from metricid.data.manifest import Manifest
+from metricid.data.ordered import iterate_images
 from metricid.data.sources import ImageSource
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
@@ -72,7 +72,7 @@ def embed_images(
     vectors, kept = [], []
     skipped: list[str] = []
     try:
-        images = read_images(
+        images = iterate_images(
             source,
             part.paths,
             transform,
@@ -135,7 +135,7 @@ def pixel_vectors(
     vectors = np.empty((len(table), size[0] * size[1] * 3), dtype=np.float32)
     kept = []
     filled = 0
-    for batch, index in read_images(
+    for batch, index in iterate_images(
         source,
         table.paths,
         transform,

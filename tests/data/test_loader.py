@@ -14,8 +14,9 @@ from image_files import encoded, picture
 from metricid.data import loader as loader_module
 from metricid.data.dataset import ImageDataset
 from metricid.data.decode import ImageError
-from metricid.data.loader import Loader, iterate_images
+from metricid.data.loader import Loader
 from metricid.data.manifest import Manifest
+from metricid.data.ordered import iterate_images
 from metricid.data.samplers import PKSampler, ShuffleSampler
 from metricid.data.sources import open_source
 from metricid.data.transforms import build_transform
