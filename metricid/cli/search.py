@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from metricid._version import __version__
 from metricid.cli.model import add_onnx_option
 from metricid.cli.search_grid import draw_grid
+from metricid.cli.search_place import open_embeddings, open_place, open_server, say, shown
 from metricid.cli.search_queries import (
     Answer,
     Verdicts,
@@ -33,7 +33,7 @@ from metricid.evaluation.calibration import Calibration
 from metricid.search import KINDS, Filter, SearchIndex, Store
 from metricid.search.build import Batch
 from metricid.search.recall import TARGET
-from metricid.search.remote import Address, RemoteStore, open_store
+from metricid.search.remote import RemoteStore
 from metricid.search.store import KEY, check_same_model
 
 UPLOAD_ROWS = 8192  # of an embedding file, handed to a store on a server at a time
@@ -62,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     query = action("query", "find the most alike rows")
     query.add_argument("words", nargs="*", metavar="INDEX IMAGE", help="the index, then images to search for")
     _add_store(query)
-    query.add_argument("--row", action="append", default=[], help="search for a row: its path, or its number")
+    query.add_argument(
+        "--row", action="append", default=[], help="search for a row: path, or number in a folder"
+    )
     query.add_argument("--embeddings", metavar="FILE", help="search for each row of an embedding file")
     query.add_argument("-k", type=int, default=10, help="how many (default: 10)")
     query.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only such rows")
@@ -144,10 +146,6 @@ def _alone(options: argparse.Namespace) -> str:
     return place
 
 
-def _open(place: str, *, verify: bool = False) -> SearchIndex | RemoteStore:
-    return open_store(place) if "://" in place else SearchIndex(place, verify=verify)
-
-
 @dataclass(frozen=True)
 class _File:
     """An embedding file as the builder of an index wants it."""
@@ -168,7 +166,7 @@ class _File:
 def _build(options: argparse.Namespace) -> Outcome:
     if (options.output is None) == (options.store is None):
         raise InputError("build: give either -o INDEX or --store URL")
-    reader = EmbeddingReader(options.embeddings)
+    reader = open_embeddings(options.embeddings)
     about = _about(options, reader)
     if options.store is not None:
         for name, value, default in (("kind", options.kind, "auto"), ("target", options.target, TARGET)):
@@ -176,13 +174,13 @@ def _build(options: argparse.Namespace) -> Outcome:
                 raise InputError(f"--{name}: is for an index in a folder; options of a store are in its URL")
         if options.overwrite:
             raise InputError("--overwrite: a store keeps what it has; remove it there, or take another table")
-        store = open_store(options.store, card=about)
+        store = open_server(options.store, about)
         try:
             _upload(store, reader, replace=False)
             stats = store.stats()
         finally:
             store.close()
-        return Outcome({"index": _safe(options.store), **stats}, _stats_text(_safe(options.store), stats))
+        return Outcome({"index": shown(options.store), **stats}, _stats_text(shown(options.store), stats))
     with _Bar() as progress:
         index = SearchIndex.build(
             options.output,
@@ -197,7 +195,7 @@ def _build(options: argparse.Namespace) -> Outcome:
     stats = index.stats()
     recall = stats["recall"]["value"]
     if recall is not None and recall < options.target:
-        _say(f"{options.output}: recall@10 is {recall:.3f}, below the target of {options.target:g}")
+        say(f"{options.output}: recall@10 is {recall:.3f}, below the target of {options.target:g}")
     return Outcome({"index": options.output, **stats}, _stats_text(options.output, stats))
 
 
@@ -218,7 +216,7 @@ def _about(options: argparse.Namespace, reader: EmbeddingReader) -> dict[str, An
         model_for(about, options, str(reader.path))
         about["model_path"] = path_of_model(options.model)
     if options.calibration is not None:
-        about["calibration"] = Verdicts.check(options.calibration, about).to_json()
+        about["calibration"] = Verdicts.check(options.calibration, about, str(reader.path)).to_json()
     return about
 
 
@@ -242,9 +240,9 @@ def _query(options: argparse.Namespace) -> Outcome:
     if options.grid is not None and options.grid.suffix.lower() != ".png":
         raise InputError(f"--grid: {options.grid} must be the name of a .png file")
     where = Filter.parse(options.where) if options.where else None
-    store = _open(place)
+    store = open_place(place)
     try:
-        verdicts = _verdicts(options, store)
+        verdicts = _verdicts(options, store, place)
         answers: list[Answer] = []
         if images:
             model = model_for(store.card, options, place)
@@ -257,18 +255,18 @@ def _query(options: argparse.Namespace) -> Outcome:
     if options.grid is not None:
         draw_grid(answers, verdicts, options.root, options.grid)
     values = {
-        "index": _safe(place),
+        "index": shown(place),
         "threshold": None if verdicts is None else verdicts.to_json(),
         "queries": [answer.to_json(verdicts) for answer in answers],
     }
     return Outcome(values, "\n\n".join(_answer_text(answer, verdicts) for answer in answers))
 
 
-def _verdicts(options: argparse.Namespace, store: Store) -> Verdicts | None:
+def _verdicts(options: argparse.Namespace, store: Store, place: str) -> Verdicts | None:
     """Match or no match, where a calibration card says from which score."""
     stored = store.card.get("calibration")
     if options.calibration is not None:
-        card: Calibration | None = Verdicts.check(options.calibration, store.card)
+        card: Calibration | None = Verdicts.check(options.calibration, store.card, place)
     else:
         card = None if stored is None else Verdicts.stored(stored)
     if card is None and options.far is not None:
@@ -280,17 +278,17 @@ def _add(options: argparse.Namespace) -> Outcome:
     place, data = _split(options)
     if not data:
         raise InputError("add: give an embedding file, a folder, a tar file, a table or images to add")
-    store = _open(place)
+    store = open_place(place)
     try:
         if len(data) == 1 and is_embedding_file(data[0]):
             if options.identity is not None:
                 raise InputError("--identity: is for single images; an embedding file names its own")
-            reader = EmbeddingReader(data[0])
+            reader = open_embeddings(data[0])
             theirs = {**reader.card, "dimension": reader.dimension}
-            check_same_model(store.card, theirs, _safe(place), data[0])
+            check_same_model(store.card, theirs, shown(place), data[0])
             if not isinstance(store, SearchIndex):
                 count = _upload(store, reader, replace=options.replace)
-                return Outcome({"index": _safe(place), "added": count}, f"{count} rows are in {_safe(place)}")
+                return Outcome({"index": shown(place), "added": count}, f"{count} rows are in {shown(place)}")
             blocks = list(reader.blocks())
         else:
             model = model_for(store.card, options, place)
@@ -304,32 +302,32 @@ def _add(options: argparse.Namespace) -> Outcome:
         total = store.stats()["rows"]
     finally:
         store.close()
-    text = f"{count} rows added to {_safe(place)}, which has {total} now"
-    return Outcome({"index": _safe(place), "added": count, "rows": total}, text)
+    text = f"{count} rows added to {shown(place)}, which has {total} now"
+    return Outcome({"index": shown(place), "added": count, "rows": total}, text)
 
 
 def _remove(options: argparse.Namespace) -> Outcome:
     place = _alone(options)
     if (options.identity is None) == (options.key is None):
         raise InputError("remove: give either --identity or --key")
-    store = _open(place)
+    store = open_place(place)
     try:
         count = store.remove(keys=options.key, identity=options.identity)
         total = store.stats()["rows"]
     finally:
         store.close()
-    text = f"{count} rows removed from {_safe(place)}, which has {total} now"
-    return Outcome({"index": _safe(place), "removed": count, "rows": total}, text)
+    text = f"{count} rows removed from {shown(place)}, which has {total} now"
+    return Outcome({"index": shown(place), "removed": count, "rows": total}, text)
 
 
 def _stats(options: argparse.Namespace) -> Outcome:
     place = _alone(options)
-    store = _open(place, verify=options.verify)
+    store = open_place(place, verify=options.verify)
     try:
         stats = store.stats()
     finally:
         store.close()
-    return Outcome({"index": _safe(place), **stats}, _stats_text(_safe(place), stats))
+    return Outcome({"index": shown(place), **stats}, _stats_text(shown(place), stats))
 
 
 _ACTIONS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
@@ -387,12 +385,3 @@ def _stats_text(place: str, stats: Mapping[str, Any]) -> str:
         how = f" ({recall['queries']} queries against {recall['against']})" if recall["queries"] else ""
         lines.append(f"recall@{recall['at']}: {recall['value']:.3f}{how}")
     return "\n".join(lines)
-
-
-def _safe(place: str) -> str:
-    """The place without a password or options."""
-    return str(Address.parse(place)) if "://" in place else place
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 
 from metricid.cli.model import onnx_options, open_model
 from metricid.cli.photos import open_photos
+from metricid.cli.search_place import open_embeddings, say, shown
 from metricid.data.decode import decode_image
-from metricid.data.embedding_file import COLUMN, EmbeddingReader
+from metricid.data.embedding_file import COLUMN
 from metricid.data.factory import pick_workers
 from metricid.data.ordered import iterate_images
 from metricid.data.query_photo import check_photo, photo_note
@@ -24,12 +26,10 @@ from metricid.errors import InputError
 from metricid.evaluation.calibration import Calibration, Threshold
 from metricid.models.inference import InferenceModel
 from metricid.search import Filter, SearchIndex, Store
-from metricid.search.store import IDENTITY, KEY, Vectors, check_k, check_same_model
+from metricid.search.store import IDENTITY, KEY, MissingRowError, Vectors, check_k, check_same_model
 
 FAR = 1e-3
 BATCH = 64
-LEAST_SHARE = 4  # an image of fewer than 1/4 of the model's pixels per side shows nobody
-LEAST_CONTRAST = 2.0  # standard deviation of the values 0 to 255; a blank wall has less
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm")
 
 
@@ -71,21 +71,36 @@ class Verdicts:
         return cls(min(usable or card.thresholds, key=lambda p: p.far))
 
     @classmethod
-    def check(cls, file: str, about: Mapping[str, Any]) -> Calibration:
-        """Reads a card and checks that it is of the model of the vectors.
+    def check(cls, file: str, about: Mapping[str, Any], place: str) -> Calibration:
+        """Reads a card and checks that it is of the model of the vectors, made in the same way.
+
+        Args:
+            file: the card.
+            about: card of the vectors.
+            place: how messages call the vectors.
 
         Raises:
-            InputError: no card, or one of another model.
+            InputError: no card, or one of another model or flip.
         """
         card, model = Calibration.read(file), about.get("model")
         fingerprint = model.get("fingerprint") if isinstance(model, Mapping) else None
-        if card.model != fingerprint or card.flip != bool(about.get("flip")):
-            ours = (
-                "unknown" if fingerprint is None else f"{str(fingerprint)[:12]}{_mirror(about.get('flip'))}"
-            )
+        run = quote(about.get("model_path") or "RUN")
+        flip = bool(about.get("flip"))
+        again = (
+            f"metricid evaluate {run} --protocol verification --{'' if flip else 'no-'}flip "
+            f"--save-calibration {quote(file)}"
+        )
+        if card.model != fingerprint:
+            ours = "an unknown model" if fingerprint is None else f"model {str(fingerprint)[:12]}"
             raise InputError(
-                f"{file}: was measured for model {card.model[:12]}{_mirror(card.flip)}, the vectors are of "
-                f"model {ours}; calibrate with the model of the index"
+                f"{file}: was measured for model {card.model[:12]}, the vectors of {shown(place)} are of "
+                f"{ours}; calibrate with the model of the index: {again}"
+            )
+        if card.flip != flip:
+            raise InputError(
+                f"{file}: was measured {_mirror(card.flip)}, the vectors of {shown(place)} are made "
+                f"{_mirror(flip)}, by the same model; calibrate as they are made: {again}; or embed again: "
+                f"metricid embed {run} IMAGES{' --flip' if card.flip else ''} -o FILE"
             )
         return card
 
@@ -113,7 +128,7 @@ class Verdicts:
 
 
 def _mirror(flip: Any) -> str:
-    return " with the mirrored image" if flip else ""
+    return "with the mirrored image (--flip)" if flip else "without the mirrored image (no --flip)"
 
 
 def path_of_model(path: str) -> str:
@@ -156,11 +171,21 @@ def answer_rows(store: Store, rows: Sequence[str], k: int, where: Filter | None)
 
     Args:
         rows: keys; or numbers, in an index in a folder, where no key is such a number.
+
+    Raises:
+        InputError: a row is not there.
     """
     if not rows:
         return []
     keys = [_key(store, row) for row in rows]
-    vectors, _ = store.get(keys)
+    try:
+        vectors, _ = store.get(keys)
+    except MissingRowError as error:
+        if isinstance(store, SearchIndex) or not any(key.isdecimal() for key in error.keys):
+            raise
+        raise InputError(
+            f"--row: {error}; a row of a store goes by its {KEY} (numbers are for an index in a folder)"
+        ) from None
     count = store.stats()["rows"]
     check_k(k, count)
     hits = store.query(vectors, min(k + 1, count), where)
@@ -179,7 +204,7 @@ def _key(store: Store, row: str) -> str:
 
 def answer_embeddings(store: Store, file: str, k: int, where: Filter | None, name: str) -> list[Answer]:
     """Searches for every row of an embedding file."""
-    reader = EmbeddingReader(file)
+    reader = open_embeddings(file)
     check_same_model(store.card, {**reader.card, "dimension": reader.dimension}, name, file)
     answers = []
     for vectors, rows in reader.blocks():
@@ -189,7 +214,7 @@ def answer_embeddings(store: Store, file: str, k: int, where: Filter | None, nam
 
 
 def read_image(file: str, size: tuple[int, int]) -> np.ndarray:
-    """An image to search for, [H, W, 3] uint8.
+    """An image to search for, [H, W, 3] uint8; standard error tells what lowers its scores.
 
     Args:
         size: (height, width) that the model takes.
@@ -202,14 +227,9 @@ def read_image(file: str, size: tuple[int, int]) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of an image") from None
     image = decode_image(content, file)
-    least = [max(1, side // LEAST_SHARE) for side in size]
-    if image.shape[0] < least[0] or image.shape[1] < least[1]:
-        raise InputError(
-            f"{file}: has {image.shape[1]} x {image.shape[0]} pixels (width x height), too few to recognise "
-            f"anybody; the model takes {size[1]} x {size[0]}, give at least {least[1]} x {least[0]}"
-        )
-    if image.std(axis=(0, 1)).max() < LEAST_CONTRAST:
-        raise InputError(f"{file}: shows nothing, all of its pixels have the same colour; give another image")
+    check_photo(image, size, file)
+    if note := photo_note(image, size):
+        say(f"{file}: {note}")
     return image
 
 

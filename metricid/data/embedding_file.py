@@ -243,13 +243,13 @@ def check_finite(embeddings: np.ndarray, name: str, start: int = 0) -> None:
         start: number of the first row.
 
     Raises:
-        InputError: a value is not finite; the row is counted as in a file with a header.
+        InputError: a value is not finite; rows are counted from 0, as those of arrays are.
     """
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{name}: {len(bad)} embeddings hold values that are not finite, the first for row "
-            f"{start + bad[0] + 2}"
+            f"{name}: row {start + bad[0]} (counted from 0) holds NaN or infinity; the model diverged or the "
+            "file is damaged: embed again"
         )
 
 

@@ -23,11 +23,11 @@ from metricid.search.store import (
     KEY,
     Filter,
     Hits,
+    MissingRowError,
     Vectors,
     check_k,
     check_rows,
     check_vectors,
-    missing_keys,
 )
 
 MEASURED_AGAIN = 0.1  # share of rows that changed since the recall was measured, from which it is again
@@ -174,7 +174,7 @@ class SearchIndex:
             self._places = {key: row for row, key in enumerate(self._rows[KEY].to_pylist())}
         missing = [key for key in keys if key not in self._places]
         if missing:
-            raise missing_keys(missing)
+            raise MissingRowError(missing)
         return np.array([self._places[key] for key in keys], np.int64)
 
     def add(self, keys: Sequence[str], vectors: Vectors, rows: pa.Table, *, replace: bool = False) -> int:

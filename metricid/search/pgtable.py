@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from metricid.errors import InputError
 from metricid.search.exchange import DIGEST, VECTOR, Found, Upload, merge_columns, no_identity
-from metricid.search.store import IDENTITY, KEY, Filter, Vectors, check_keys, missing_keys
+from metricid.search.store import IDENTITY, KEY, Filter, MissingRowError, Vectors, check_keys
 
 MAX_DIMENSION = 2000  # of an HNSW index on the type vector
 MAX_EF_SEARCH = 1000
@@ -236,7 +236,7 @@ class Table:
         known = self.digests(connection, keys)
         missing = [key for key in check_keys(keys, "keys to remove") if key not in known]
         if missing:
-            raise missing_keys(missing)
+            raise MissingRowError(missing)
         return self._execute(connection, "DELETE FROM {table} WHERE {key} = ANY(%s)", [list(keys)]).rowcount
 
     def vacuum(self, connection: Any, *, full: bool) -> None:

@@ -29,11 +29,11 @@ from metricid.search.store import (
     KEY,
     Filter,
     Hits,
+    MissingRowError,
     Vectors,
     check_k,
     check_same_model,
     check_vectors,
-    missing_keys,
 )
 
 _SAMPLE = 50  # queries by which recall is measured
@@ -146,7 +146,7 @@ class PgvectorStore:
         rows, schema = self._session.run(fetch)
         missing = [key for key in keys if key not in rows]
         if missing:
-            raise missing_keys(missing)
+            raise MissingRowError(missing)
         chosen = [rows[key] for key in keys]
         table = to_table([dict(zip(schema.names, values, strict=True)) for _, *values in chosen], schema)
         return to_vectors(chosen, self.card["dimension"]), table

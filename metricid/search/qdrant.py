@@ -34,12 +34,12 @@ from metricid.search.store import (
     KEY,
     Filter,
     Hits,
+    MissingRowError,
     Vectors,
     check_k,
     check_keys,
     check_same_model,
     check_vectors,
-    missing_keys,
 )
 
 # No row has this number: those are uuid5 of the key, which are never all zeros.
@@ -125,7 +125,7 @@ class QdrantStore:
         points = self._points(keys, with_payload=True, with_vectors=[VECTOR])
         missing = [key for key in keys if key not in points]
         if missing:
-            raise missing_keys(missing)
+            raise MissingRowError(missing)
         vectors = np.empty((len(keys), self.card["dimension"]), np.float32)
         for place, key in enumerate(keys):
             vectors[place] = points[key].vector[VECTOR]
@@ -165,7 +165,7 @@ class QdrantStore:
             known = self._points(check_keys(keys, "keys to remove"), with_payload=[KEY])
             missing = [key for key in keys if key not in known]
             if missing:
-                raise missing_keys(missing)
+                raise MissingRowError(missing)
             removed = len(known)
             selector: Any = self._models.PointIdsList(points=[_number(key) for key in known])
         else:

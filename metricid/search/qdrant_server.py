@@ -3,12 +3,13 @@
 import os
 import re
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from metricid.errors import InputError
-from metricid.search.remote import Address, Retry, Verdict, missing_extra, one_line
+from metricid.search.remote import Address, InsecureKeyWarning, Retry, Verdict, missing_extra, one_line
 
 API_KEY = "METRICID_QDRANT_API_KEY"
 
@@ -57,12 +58,20 @@ class QdrantServer:
         self._key = os.environ.get(API_KEY) or None
         if self.folder is None:
             host = f"[{address.host}]" if ":" in str(address.host) else address.host
-            self._client = qdrant_client.QdrantClient(
-                url=f"{'https' if tls else 'http'}://{host}:{address.port or 6333}",
-                api_key=self._key,
-                timeout=timeout,
-                check_compatibility=False,
-            )
+            if self._key and not tls:
+                warnings.warn(
+                    f"{address}: the API key is sent unencrypted; beyond one machine, use ?tls=true",
+                    InsecureKeyWarning,
+                    stacklevel=2,
+                )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Api key is used with an insecure connection")  # said above
+                self._client = qdrant_client.QdrantClient(
+                    url=f"{'https' if tls else 'http'}://{host}:{address.port or 6333}",
+                    api_key=self._key,
+                    timeout=timeout,
+                    check_compatibility=False,
+                )
             return
         if not create and not (self.folder / "meta.json").is_file():
             raise InputError(f"{address}: no local Qdrant folder; build it first, or correct the URL")

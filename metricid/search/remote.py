@@ -17,6 +17,10 @@ _FORMS = "pgvector://USER@HOST:PORT/DATABASE?table=NAME or qdrant://HOST:PORT/CO
 _MAX_WAIT = 30.0
 
 
+class InsecureKeyWarning(UserWarning):
+    """A key goes over the network unencrypted."""
+
+
 class RemoteStore(Store, Protocol):
     """A store on a server; what a `Store` does, with these differences.
 

@@ -324,9 +324,16 @@ def check_same_model(card: Mapping[str, Any], other: Mapping[str, Any], name: st
     for fact in ours | theirs:
         here, there = ours.get(fact, _NOTHING), theirs.get(fact, _NOTHING)
         if here[0] != there[0]:
+            remedy = "use the model of the index, or build a new index"
+            if fact == "flip":
+                index, other_way = ("with", "without") if here[0] else ("without", "with")
+                remedy = (
+                    f"the model is the same: run metricid embed again {index} --flip, or build a new index "
+                    f"from embeddings made {other_way} --flip"
+                )
             raise InputError(
                 f"{other_name} does not fit {name}: {fact} is {there[1]} there, {here[1]} in the index; "
-                "use the model of the index, or build a new index"
+                f"{remedy}"
             )
 
 
@@ -350,7 +357,14 @@ def _fact(value: Any) -> tuple[Any, str]:
     return value, "unknown" if value is None else str(value)
 
 
-def missing_keys(missing: Sequence[str]) -> InputError:
-    """The error for keys that a store does not have."""
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    return InputError(f"not in the index: {', '.join(map(repr, missing[:_SHOWN]))}{more}")
+class MissingRowError(InputError):
+    """Rows were asked for that a store does not have.
+
+    Args:
+        keys: of these rows.
+    """
+
+    def __init__(self, keys: Sequence[str]):
+        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+        super().__init__(f"not in the index: {', '.join(map(repr, keys[:_SHOWN]))}{more}")
+        self.keys = list(keys)

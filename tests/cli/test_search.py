@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import cv2
@@ -157,9 +158,60 @@ def test_a_threshold_tells_match_from_no_match(shop):
 def test_a_calibration_of_another_model_is_refused(shop):
     shop.build("--model", shop.run)
     photo = shop.photos / "lee" / "0.png"
-    for other in (calibration(shop, model="abc"), calibration(shop, flip=False)):
-        shop.refused("query", shop.index, photo, "--calibration", other, says="calibrate with the model")
+    other = calibration(shop, model="abc")
+    says = (
+        "for model abc, the vectors of .*people.index are of model .*; calibrate with the model of the index"
+    )
+    shop.refused("query", shop.index, photo, "--calibration", other, says=says)
     shop.refused("query", shop.index, photo, "--far", 0.1, says="--far: needs a calibration card")
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_calibration_of_the_other_flip_is_refused_with_the_command_that_mends_it(shop, tmp_path, flip):
+    vectors, index = shop.trained / ("photos.parquet" if flip else "plain.parquet"), tmp_path / "i.index"
+    shop.json("build", vectors, "-o", index, "--model", shop.run)
+    shop.json("build", vectors, "-o", shop.index)
+    card = calibration(shop, flip=not flip)
+    shop.refused("query", index, "--row", "0", "--calibration", card, says="by the same model")
+    ours, theirs = ("--flip", "--no-flip") if flip else ("--no-flip", "--flip")
+    mended = tmp_path / "calibration.json"
+    told = re.search(
+        r"calibrate as they are made: metricid (.*?); or embed again: metricid (.*)$", shop.err, re.M
+    )
+    assert told, shop.err
+    assert ours in told[1].split() and theirs not in told[1].split()
+    assert told[2] == f"embed {Path(shop.run).resolve()} IMAGES{'' if flip else ' --flip'} -o FILE"
+    shop.refused("build", vectors, "-o", index, "--calibration", card, "--overwrite", says=f"RUN .* {ours} ")
+    assert main([*told[1].split(), "--workers", "0"]) == 0  # what it says can be typed
+    assert Calibration.read(mended).flip == flip
+    shop.ok("query", index, "--row", "0", "--calibration", mended)
+
+
+def test_vectors_of_another_width_than_their_card_says_are_refused(shop, tmp_path):
+    shop.build()
+    stored = EmbeddingSet.read(shop.embeddings)
+    width = stored.embeddings.shape[1]
+    narrow = tmp_path / "narrow.parquet"
+    EmbeddingSet(stored.embeddings[:, :5], stored.table, stored.card).write(narrow)
+    says = f"narrow.parquet: its vectors are 5 wide, its card says that the model gives {width}"
+    shop.refused("build", narrow, "-o", tmp_path / "narrow.index", says=says)
+    shop.refused("add", shop.index, narrow, says=says)
+    shop.refused("query", shop.index, "--embeddings", narrow, says=says)
+    assert not (tmp_path / "narrow.index").exists()
+
+
+def test_a_photo_that_is_pressed_into_another_shape_gets_a_note(shop, tmp_path):
+    shop.build("--model", shop.run)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 2000, 3), dtype=np.uint8)
+    wide, good, small = (tmp_path / f"{name}.png" for name in ("wide", "good", "small"))
+    for file, picture in ((wide, noise), (good, noise[:40, :40]), (small, noise[:12, :12])):
+        cv2.imwrite(str(file), picture)
+    assert len(shop.json("query", shop.index, wide, good, small, "-k", 1)["queries"]) == 3
+    assert f"{wide}: has 2000 x 60 pixels and is pressed into 32 x 32: cut it" in shop.err
+    assert f"{small}: has 12 x 12 pixels, the model looks at 32 x 32: expect lower scores" in shop.err
+    assert str(good) not in shop.err
+    shop.json("add", shop.index, wide)
+    assert f"{wide}: has 2000 x 60 pixels and is pressed" in shop.err
 
 
 def test_a_grid_shows_queries_and_hits(shop):
@@ -226,7 +278,14 @@ def test_stats(shop):
 def test_another_model_preprocessing_or_width_is_refused_by_name(shop, tmp_path):
     shop.build("--model", shop.run)
     plain = str(shop.trained / "plain.parquet")
-    shop.refused("add", shop.index, plain, says="plain.parquet does not fit .*flip is False there, True in")
+    says = (
+        "plain.parquet does not fit .*flip is False there, True in the index; the model is the same: "
+        "run metricid embed again with --flip, or build a new index from embeddings made without --flip"
+    )
+    shop.refused("add", shop.index, plain, says=says)
+    shop.json("build", plain, "-o", tmp_path / "plain.index")
+    says = "flip is True there, False .* embed again without --flip, or .* made with --flip$"
+    shop.refused("add", tmp_path / "plain.index", shop.embeddings, says=says)
     stored = EmbeddingSet.read(shop.embeddings)
     for change, says in (
         ({"fingerprint": "f" * 64, "name": "other"}, r"other \(fingerprint ffffffffffff\) there, shop"),
@@ -234,7 +293,8 @@ def test_another_model_preprocessing_or_width_is_refused_by_name(shop, tmp_path)
         ({"dimension": 7}, "dimension is 7 there"),
     ):
         card = stored.card | {"model": stored.card["model"] | change}
-        EmbeddingSet(stored.embeddings, stored.table, card).write(tmp_path / "other.parquet")
+        vectors = stored.embeddings[:, : change.get("dimension")]
+        EmbeddingSet(vectors, stored.table, card).write(tmp_path / "other.parquet")
         shop.refused("add", shop.index, tmp_path / "other.parquet", says=says)
         shop.refused("query", shop.index, "--embeddings", tmp_path / "other.parquet", says=says)
     torch.manual_seed(1)
@@ -249,8 +309,8 @@ def test_another_model_preprocessing_or_width_is_refused_by_name(shop, tmp_path)
     [
         (b"", "empty"),
         (b"this is no image", "no.*image|not.*image|format"),
-        ((4, 4), "has 4 x 4 pixels .* too few to recognise anybody; .* at least 8 x 8"),
-        ((64, 64), "shows nothing"),
+        ((4, 4), "4 x 4 pixels .* show too little; .* at least 8 x 8"),
+        ((64, 64), "one colour"),
         (None, "cannot be read"),
     ],
 )
@@ -325,7 +385,25 @@ def test_a_store_takes_the_place_of_the_folder(shop):
     first, second = shop.json(*words)["queries"]
     assert first["hits"][0]["path"] == "eve/2.png"
     assert "kim/1.png" not in [hit["path"] for hit in second["hits"]]
+    for row in ("5", "nobody"):
+        shop.refused("query", "--store", url, "--row", row, says=f"not in the index: '{row}'")
+        assert ("a row of a store goes by its path (numbers are for" in shop.err) == (row == "5")
     assert shop.json("add", "--store", url, shop.embeddings)["added"] == 20
     assert shop.json("remove", "--store", url, "--identity", "eve")["rows"] == 16
     assert shop.json("stats", "--store", url)["rows"] == 16
     shop.refused("build", shop.embeddings, "--store", url, "--kind", "flat", says="options of a store are in")
+
+
+def test_a_key_over_http_is_one_line_without_the_key(shop, monkeypatch):
+    pytest.importorskip("qdrant_client")
+    monkeypatch.setenv("METRICID_QDRANT_API_KEY", "s3cret-key")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"qdrant://127.0.0.1:{probe.getsockname()[1]}/people"
+    for words in (["stats", "--store", url], ["build", shop.embeddings, "--store", url]):
+        assert shop.search(*words) == 2
+        note, refusal = shop.err.splitlines()
+        assert note == f"{url}: the API key is sent unencrypted; beyond one machine, use ?tls=true"
+        assert refusal.startswith("metricid search: ") and "s3cret" not in shop.err
+    assert shop.search("stats", "--store", f"{url}?tls=true") == 2 and "unencrypted" not in shop.err

@@ -60,7 +60,7 @@ def test_numpy_and_csv_are_readable_without_us(tmp_path):
         (np.zeros((4, 0), np.float32), "got float32 [4, 0]"),
         (
             np.array([[0], [1], [np.nan], [np.inf]], np.float32),
-            "2 embeddings hold values that are not finite",
+            "row 2 (counted from 0) holds NaN or infinity",
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_foreign_files_are_refused(tmp_path):
         table.append_column("embedding", nan).replace_schema_metadata({b"metricid": b"{}"}),
         tmp_path / "n.parquet",
     )
-    refused(tmp_path / "n.parquet", "not finite, the first for row 5")
+    refused(tmp_path / "n.parquet", r"n.parquet: row 3 \(counted from 0\) holds NaN")
     some().write(tmp_path / "e.npy")
     np.save(tmp_path / "e.npy", np.array([{}], object), allow_pickle=True)
     refused(tmp_path / "e.npy", "not a whole .npy file")

@@ -88,9 +88,13 @@ WHOLE = png(noise(40, 40))
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (claimed(100_000, 100_000), "more than the limit of 50000000"),
         (WHOLE[: len(WHOLE) // 2], "cut off"),
-        (png(noise(15, 300)), "300 x 15 pixels show too little; the model looks at 32 x 64, give at least"),
-        (png(noise(64, 7)), "7 x 64 pixels show too little"),
+        (
+            png(noise(15, 300)),
+            "300 x 15 pixels .* show too little; the model looks at 32 x 64, give at least 8 x 16",
+        ),
+        (png(noise(64, 7)), "7 x 64 pixels .* show too little"),
         (png(np.full((64, 32, 3), 200, np.uint8)), "one colour"),
+        (png(np.full((64, 32, 3), (10, 120, 230), np.uint8)), "one colour"),
     ],
 )
 def test_what_is_no_usable_photo_gets_one_line(data, message):

@@ -219,6 +219,11 @@ def test_a_wrong_key_is_one_line_without_the_key(server, monkeypatch, capfd, cap
     server.answers = {path: [(500, f"broken {SECRET}")]}
     said.append(refused(lambda: open_store(url, retry=FAST), "500", "3 tries"))
     assert len(server.asked) == 6
+    warned = [str(w.message) for w in recwarn]
+    place = f"qdrant://127.0.0.1:{server.port}/people"
+    assert warned == [f"{place}: the API key is sent unencrypted; beyond one machine, use ?tls=true"] * len(
+        said
+    )
     output = capfd.readouterr()
     for text in (*said, output.out, output.err, caplog.text, *(str(w.message) for w in recwarn)):
         assert SECRET not in text
