@@ -194,8 +194,9 @@ def _picture(read: Read, paths: Sequence[str]) -> dict[str, Markup]:
 
 
 def _percent(share: float) -> str:
-    """Two significant digits."""
-    return f"{float(f'{share:.2g}') * 100:.10g}%"
+    """Two significant digits, never as a power of ten."""
+    shown = f"{float(f'{share:.2g}') * 100:.15f}".rstrip("0").rstrip(".")
+    return f"{shown}%"
 
 
 def _about(count: float) -> str:

@@ -1,4 +1,8 @@
-"""How the parts of `markup` look; the colours of the theme carry over, light and dark."""
+"""How the parts of `markup` look; the colours of the theme carry over, light and dark.
+
+gradio puts every selector into its own container, but of a list of `.dark` selectors only the first: give
+each of them a rule of its own.
+"""
 
 STYLE = """
 :root { --m-quiet: #52525b; }
@@ -46,7 +50,8 @@ STYLE = """
 .m-score { font-variant-numeric: tabular-nums; font-size: .85rem; }
 .m-match { border-color: #15803d; }
 .m-match .m-verdict, .m-match .m-big { color: #15803d; font-weight: 600; }
-.dark .m-match .m-verdict, .dark .m-match .m-big { color: #4ade80; }
+.dark .m-match .m-verdict { color: #4ade80; }
+.dark .m-match .m-big { color: #4ade80; }
 .m-other .m-verdict { color: var(--m-quiet); }
 .m-alike { border-color: #b45309; }
 .m-compare { border: 2px solid var(--border-color-primary); border-radius: 8px; padding: .75rem 1rem; }
@@ -58,5 +63,7 @@ STYLE = """
 #presets button { flex: 0 0 auto; border-radius: 6px; }
 #threshold-box, #threshold-box > *, #presets, #meaning { background: var(--block-background-fill); }
 #pair input { text-overflow: ellipsis; padding-right: 1.5rem; }
+input[type=range]::-webkit-slider-thumb { border: 2px solid var(--slider-color); }
+input[type=range]::-moz-range-thumb { border: 2px solid var(--slider-color); }
 .m-side h4 { margin: 0 0 .4rem; overflow-wrap: anywhere; }
 """

@@ -22,7 +22,7 @@ from metricid.report.pictures import Picture
 from metricid.report.run_files import TrainingLog
 from metricid.report.search_view import GROUPS, Confusion, IdentityRow, RankedList
 from metricid.report.svg import SHAPES
-from metricid.report.text import shown, tail
+from metricid.report.text import broken, shown, tail
 
 MOST_BYTES = 10_000_000
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -151,7 +151,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"shown": shown, "tail": tail}
+    environment.filters |= {"shown": shown, "tail": tail, "broken": broken}
     environment.globals["shapes"] = SHAPES
     return environment
 

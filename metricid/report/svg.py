@@ -55,8 +55,12 @@ class Axis:
         factor, unit = (100.0, "%") if self.percent else (1.0, "")
         digits = max(0, -math.floor(math.log10(step * factor) + 1e-9))
         if not self.percent and (abs(value) >= 1e5 or digits > 3):
-            mantissa, exponent = f"{value:.1e}".split("e")
-            return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
+            if not value:
+                return "0"
+            places = math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9)
+            places = min(max(places, 1), 5)  # enough to tell ticks apart
+            mantissa, exponent = f"{value:.{places}e}".split("e")
+            return f"{float(mantissa):g}e{int(exponent)}"
         return f"{value * factor + 0.0:.{digits}f}{unit}"
 
 

@@ -13,6 +13,7 @@ from metricid.demo import markup
 from metricid.demo.gallery import RunImages, StoredImages
 from metricid.demo.rates import PairRates
 from metricid.demo.studio import Studio
+from metricid.demo.style import STYLE
 from metricid.report.search_view import plan_search
 from metricid.search import ArraySource, SearchIndex
 
@@ -144,6 +145,27 @@ def test_a_rate_of_no_pair_is_told_as_a_bound(studio):
     assert "too few to rely on" in markup.threshold_text(studio.rates, 0.99)
     assert "too few to rely on" not in markup.threshold_text(studio.rates, -0.99)
     assert markup.rate(studio.rates, -1.0) == "100%"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (1 / 2_386_413, "0.000042%"),
+        (0.00094, "0.094%"),
+        (0.3449, "34%"),
+        (1, "100%"),
+        (1 / 3e9, "0.000000033%"),
+    ],
+)
+def test_a_small_share_is_written_out(share, text):
+    assert markup._percent(share) == text
+
+
+def test_each_dark_selector_has_a_rule_of_its_own():
+    """The framework scopes only the first `.dark` of a list: the others would match nothing."""
+    rules = [rule.partition("{")[0] for rule in STYLE.split("}")]
+    assert not [rule for rule in rules if rule.count(".dark") > 1]
+    assert any(".dark" in rule for rule in rules)
 
 
 def test_confusions_are_the_wrong_nearest_images(studio, people):

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_up import HOSTILE, people
 
@@ -23,7 +23,7 @@ from metricid.report.page import People
 from metricid.report.pictures import encode_pictures
 from metricid.report.run_files import read_log, read_results
 from metricid.report.svg import Axis, Chart, span
-from metricid.report.text import shown, tail
+from metricid.report.text import broken, shown, tail
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -58,6 +58,8 @@ def test_a_step_holds_its_value_and_log_axes_are_even():
 
 
 @given(low=st.floats(-1e6, 1e6), width=st.floats(1e-6, 1e7), percent=st.booleans())
+@example(low=6.1e-5, width=1e-6, percent=False)  # a learning rate that hardly changes
+@example(low=2.5e5, width=2.6e2, percent=False)
 def test_ticks_lie_inside_the_axis_and_are_their_text(low, width, percent):
     axis = Axis("x", low, low + width, percent=percent)
     ticks = axis.ticks()
@@ -119,6 +121,11 @@ def test_shown_makes_names_safe_to_read():
     assert shown("\ud800") == "\ufffd"
     assert tail("folder/" * 9 + "1.jpg", 8) == "…r/1.jpg"
     assert tail("1.jpg", 8) == "1.jpg"
+
+
+def test_a_long_name_may_go_on_after_an_underscore():
+    assert broken("Clara_Harris") == "Clara_<wbr>Harris"
+    assert broken("<b>_&") == "&lt;b&gt;_<wbr>&amp;"
 
 
 def noise(path: str) -> np.ndarray:
