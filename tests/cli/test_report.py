@@ -262,7 +262,8 @@ def _all(capsys, run, words) -> str:
 
 
 def test_generated_data_takes_no_root(run, capsys):
-    assert "generates its images" in refused(capsys, run, "data.train=synthetic_faces", "--root", "/x")
+    words = ("data.train=synthetic_faces", "data.root=null")
+    assert "generates its images" in refused(capsys, run, *words, "--root", "/x")
 
 
 def test_a_failed_page_leaves_the_old_one(run, capsys):
