@@ -180,8 +180,10 @@ class EmbeddingReader:
             )
         self.dimension = kind.list_size
         self.dtype = "float16" if kind.value_type == pa.float16() else "float32"
+        others = pa.schema([field for field in schema if field.name != COLUMN])
+        Manifest(others.empty_table(), str(self.path))  # a column of no manifest may hold megabytes per cell
         try:
-            table = file.read([name for name in schema.names if name != COLUMN])
+            table = file.read(others.names)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
         self.table = Manifest(table, str(self.path))

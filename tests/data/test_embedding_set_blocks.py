@@ -83,6 +83,16 @@ def test_the_row_of_a_bad_value_counts_over_blocks(tmp_path):
         next(blocks)
 
 
+def test_a_column_of_no_manifest_is_refused_unread(tmp_path, monkeypatch):
+    file = tmp_path / "e.parquet"
+    write_embeddings(file, table(4), [vectors(4)], {}, dimension=5)
+    stored = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(stored.append_column("note", pa.array(["x" * 1000] * 4)), file)
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", lambda *_: pytest.fail("the columns were read"))
+    with pytest.raises(InputError, match="unknown column 'note'"):
+        EmbeddingReader(file)
+
+
 def test_damage_inside_the_file_is_one_line(tmp_path):
     file = tmp_path / "e.parquet"
     write_embeddings(file, table(200), [vectors(200)], {}, dimension=5)
