@@ -30,6 +30,7 @@ from metricid.cli.search_queries import (
 from metricid.data.embedding_file import EmbeddingReader
 from metricid.errors import InputError
 from metricid.evaluation.calibration import Calibration
+from metricid.report.text import shown as printable
 from metricid.search import KINDS, Filter, SearchIndex, Store
 from metricid.search.build import Batch
 from metricid.search.recall import TARGET
@@ -37,6 +38,7 @@ from metricid.search.remote import RemoteStore
 from metricid.search.store import KEY, check_same_model
 
 UPLOAD_ROWS = 8192  # of an embedding file, handed to a store on a server at a time
+CELL = 200  # characters of a name or path in a table; --json has them whole
 SHOWN_COLUMNS = ("identity", "camera", "split", "path")
 
 
@@ -366,7 +368,9 @@ def _answer_text(answer: Answer, verdicts: Verdicts | None) -> str:
     table = [["", "score", *columns, *([""] if verdicts else [])]]
     for rank, hit in enumerate(hits, 1):
         said = [verdicts.word(hit["score"])] if verdicts else []
-        table.append([str(rank), f"{hit['score']:.4f}", *(str(hit[name]) for name in columns), *said])
+        table.append(
+            [str(rank), f"{hit['score']:.4f}", *(printable(hit[name], CELL) for name in columns), *said]
+        )
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
     head = answer.name if verdicts is None else f"{answer.name} ({verdicts})"

@@ -140,6 +140,20 @@ def calibration(shop, flip=True, model=None):
     return file
 
 
+def test_a_table_stays_a_table_whatever_a_name_holds(shop, tmp_path):
+    stored = EmbeddingSet.read(shop.embeddings)
+    long, torn = "x" * 1_000_000, "two\nlines \x1b[31mred"
+    names = [long, torn, *stored.table.identities[2:]]
+    table = Manifest.from_columns(path=stored.table.paths, identity=names)
+    EmbeddingSet(stored.embeddings, table, stored.card).write(tmp_path / "odd.parquet")
+    shop.json("build", tmp_path / "odd.parquet", "-o", shop.index)
+    lines = shop.ok("query", shop.index, "--row", "5", "-k", 19).splitlines()
+    assert len(lines) == 21 and max(map(len, lines)) < 300
+    assert not any("\x1b" in line for line in lines) and any("two lines" in line for line in lines)
+    hits = shop.json("query", shop.index, "--row", "5", "-k", 19)["queries"][0]["hits"]
+    assert {long, torn} < {hit["identity"] for hit in hits}
+
+
 def test_a_threshold_tells_match_from_no_match(shop):
     shop.build("--model", shop.run)
     card = calibration(shop)
