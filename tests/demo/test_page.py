@@ -274,7 +274,7 @@ def test_a_click_through(page, server, photos):
     page.see("hits", "not an image in JPEG")
     page.picture("problem")
     page.upload("search-photo", photos.tiny)
-    page.see("hits", "6 x 6 pixels show too little")
+    page.see("hits", "6 x 6 pixels (width x height) show too little")
     assert not page.find("#search-shown img"), "the old photo is gone from the page"
 
     page.tab("Compare")
