@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"metricid.cli.{command}")
         own = argparse.ArgumentParser(prog=f"metricid {command}", description=COMMANDS[command])
         module.add_arguments(own)
-        return module.run(own.parse_args(arguments[1:]))
+        return module.run(_parse(own, arguments[1:]))
     except InputError as error:
         print(f"{who}: {error}", file=sys.stderr)
         return 2
@@ -56,6 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Takes `a.b=c` after options as well as before them."""
+    try:
+        return parser.parse_intermixed_args(arguments)
+    except TypeError:  # a command with commands of its own
+        return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
