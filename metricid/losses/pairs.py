@@ -263,7 +263,8 @@ def _draw(distances: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Te
     weights = log_inverse.exp().where(usable, 0.0)
     weights = weights.where(usable.any(dim=1, keepdim=True), 1.0).nan_to_num(nan=1.0)
     wanted = positive.sum(dim=1, keepdim=True) * negative.any(dim=1, keepdim=True)
-    most = max(1, int(wanted.max()))
+    # As many draws as are wanted at most; elsewhere than on the CPU the host would wait for that number.
+    most = max(1, int(wanted.max())) if wanted.device.type == "cpu" else d.shape[1]
     columns = torch.multinomial(weights, most, replacement=True)
     real = torch.arange(most, device=wanted.device)[None, :] < wanted
     return torch.zeros_like(distances).scatter_add_(1, columns, real.to(distances.dtype))

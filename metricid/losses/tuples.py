@@ -57,7 +57,7 @@ def quadruplet_loss(
             across.masked_fill_(classes[:, None] == classes[None, :], torch.inf)
             # The nearest pair of all serves every anchor but those of its two classes, which get their own.
             first = _nearest(across)
-            excluded = [classes[first[side]] for side in (0, 1)]
+            excluded = classes[first]
             ends = torch.stack([first, *(_nearest(_without(across, classes, label)) for label in excluded)])
             which = torch.where(labels == excluded[0], 1, torch.where(labels == excluded[1], 2, 0))
             k, l_ = ends[which].unbind(dim=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from metricid.losses import (
+    LOSSES,
     AngularLoss,
     CircleLoss,
     FastAPLoss,
@@ -37,7 +38,7 @@ from metricid.losses import (
     TupletMarginLoss,
 )
 from metricid.losses.functional import distance_margin_loss
-from metricid.losses.matrices import compare
+from metricid.losses.matrices import Pairs, compare
 from metricid.losses.pairs import _draw
 
 MEAN = pml_reducers.MeanReducer()
@@ -295,3 +296,21 @@ def test_rows_in_blocks_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         assert_close(value, whole[name])
         assert_close(torch.autograd.grad(value, x)[0], torch.autograd.grad(whole[name], x)[0])
     assert compare(x, labels).most_positives() == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("triplet", {"miner": "batch_all"}), ("smooth_ap", {}), ("recall_at_k", {})]
+)
+def test_more_slots_than_positives_change_nothing(name, options, monkeypatch):
+    """Off the CPU the number of slots is that of the references, as nobody waits to know it better."""
+    torch.manual_seed(3)
+    x = torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 4])
+    loss = LOSSES.build({"loss": name, **options})
+    values = []
+    for most in (Pairs.most_positives, lambda pairs: len(pairs.y)):
+        monkeypatch.setattr(Pairs, "most_positives", most)
+        value = loss(x, labels)
+        values.append((value.detach(), *torch.autograd.grad(value, x)))
+    assert values[0][0] > 0
+    assert_close(values[0], values[1], rtol=1e-12, atol=1e-12)
