@@ -14,7 +14,8 @@ do for the model.
 Queries are further images of the same identities. `--million` keeps the first 128 principal components.
 
 "plain" is `index.search` of faiss on the same file, with the same parameters and queries already of length 1.
-"ours" is `SearchIndex.query`: checks, scaling and keys included. A round takes one set of queries:
+"ours" is `SearchIndex.query`: checks and scaling included, but not the names of the hits, which are looked up
+when they are read. A round takes one set of queries:
 plain once untimed, as the first search of a set pays for the vectors and nodes that it brings into the
 caches; then ours, plain, plain, ours, or the reverse in every second round. A ratio is the median over rounds
 of the times of ours by those of plain, with its quartiles in brackets; "cpu" is the same in seconds of

@@ -138,7 +138,7 @@ def to_hits(found: Found, schema: pa.Schema) -> Hits:
         scores[query, : len(best)] = [score for score, _ in best]
         keys[query, : len(best)] = [row[KEY] for _, row in best]
         rows += [row for _, row in best] + [None] * (width - len(best))
-    return Hits(scores, keys, lambda: to_table(rows, schema))
+    return Hits(scores, lambda: keys, lambda: to_table(rows, schema))
 
 
 def sampled_recall(

@@ -1,9 +1,10 @@
 """An index in a folder: a FAISS file, a Parquet file of rows, and a card."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class SearchIndex:
     def _open(self, verify: bool) -> None:
         self.card, self._index, self._rows = files.load(self.folder, self._mapped, verify)
         # Texts as Python has them, made when they are needed: looked up five times as fast as in the table.
-        self._keys: np.ndarray | None = None
+        self._keys: Callable[[], np.ndarray] = cache(self._rows[KEY].to_numpy)
         self._places: dict[str, int] | None = None
 
     @classmethod
@@ -102,14 +103,11 @@ class SearchIndex:
         """
         if kind != "auto":
             check_kind(kind)
-        if not 0 < target <= 1:
-            raise InputError(f"--target: must be a recall above 0 and up to 1, got {target:g}")
+        recall.check_target(target)
         if len(source) == 0:
             raise InputError(f"{name}: has no rows; an index needs at least one")
         place = Path(folder)
-        generation = _claim(place, overwrite)
-        with files.write_lock(place):
-            old = {file.name for file in place.iterdir()} if overwrite else set()
+        with _claimed(place, overwrite) as generation:
             card = {
                 **(about or {}),
                 "kind": pick_kind(kind, len(source)),
@@ -120,13 +118,9 @@ class SearchIndex:
                 "changed": _now(),
                 "generation": generation,
             }
-            try:
-                card = write_generation(
-                    place, CheckedSource(source, name), card, target=target, progress=progress
-                )
-            except BaseException:
-                files.sweep(place, old)
-                raise
+            card = write_generation(
+                place, CheckedSource(source, name), card, target=target, progress=progress
+            )
             files.commit(place, card)
         return cls(place)
 
@@ -149,7 +143,7 @@ class SearchIndex:
 
     def query(self, vectors: Vectors, k: int, where: Filter | None = None) -> Hits:
         """As `Store.query`; with a filter the answer is exact, by comparing with each row that passes it."""
-        queries = check_vectors(vectors, self.dimension, "queries")
+        queries = check_vectors(vectors, self.dimension, "queries", copy=False)
         check_k(k, len(self))
         if where is None:
             scores, ids = self._index.search(queries, k, self.card["effort"])
@@ -159,10 +153,8 @@ class SearchIndex:
             if count == 0:
                 raise InputError(f"--where: no row has {where}")
             scores, ids = self._index.exact(queries, min(k, count), chosen)
-        if self._keys is None:
-            self._keys = self._rows[KEY].to_numpy()
-        table = self._rows
-        return Hits(scores, self._keys[ids], lambda: table.take(pa.array(ids.ravel())))
+        table, keys = self._rows, self._keys  # hits outlive a change of the index
+        return Hits(scores, lambda: keys()[ids], lambda: table.take(pa.array(ids.ravel())))
 
     def get(self, keys: Sequence[str]) -> tuple[Vectors, pa.Table]:
         """As `Store.get`; kinds of 8 bits give what they decode."""
@@ -304,12 +296,34 @@ class SearchIndex:
         del self._index, self._rows
 
 
-def _claim(folder: Path, overwrite: bool) -> int:
-    """Makes the folder, or takes one over; gives the number of the generation to write.
+@contextmanager
+def _claimed(folder: Path, overwrite: bool) -> Iterator[int]:
+    """Makes the folder, or takes one over, and locks it; gives the number of the generation to write.
+
+    Where the block raises, nothing of it stays behind, nor do folders that were made for it.
 
     Raises:
         InputError: it holds an index that is not to be replaced, or something else, or cannot be made.
     """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        generation = _claim(folder, overwrite)
+        with files.write_lock(folder):
+            before = {file.name for file in folder.iterdir()} if overwrite else set()
+            try:
+                yield generation
+            except BaseException:
+                files.abandon(folder, before)
+                raise
+    except BaseException:
+        with suppress(OSError):  # somebody else has put something there
+            for one in made:
+                one.rmdir()
+        raise
+
+
+def _claim(folder: Path, overwrite: bool) -> int:
+    """The generation to write into a folder, which is made if need be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         present = [file.name for file in folder.iterdir()]

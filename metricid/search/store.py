@@ -96,13 +96,18 @@ class Hits:
 
     Attributes:
         scores: [Q, K] float32 cosine; -inf where a query has fewer than K hits.
-        keys: [Q, K] object, the key of each hit; None where there is none.
+        name: gives `keys`.
         look_up: gives `rows`.
     """
 
     scores: Vectors
-    keys: NDArray[np.object_]
+    name: Callable[[], NDArray[np.object_]]
     look_up: Callable[[], pa.Table]
+
+    @cached_property
+    def keys(self) -> NDArray[np.object_]:
+        """[Q, K] object, the key of each hit, looked up when asked for first; None where there is no hit."""
+        return self.name()
 
     @cached_property
     def rows(self) -> pa.Table:
@@ -193,7 +198,7 @@ class Store(Protocol):
 
 
 def check_vectors(
-    vectors: Any, dimension: int | None = None, name: str = "vectors", first: int = 0
+    vectors: Any, dimension: int | None = None, name: str = "vectors", first: int = 0, *, copy: bool = True
 ) -> Vectors:
     """Vectors scaled to length 1, or one line about what is wrong with them.
 
@@ -202,9 +207,10 @@ def check_vectors(
         dimension: the width they must have; any if None.
         name: how messages call them; rows are counted from 0.
         first: number of the first row, if these are a part.
+        copy: False gives the array itself back where all rows have length 1 to rounding already.
 
     Returns:
-        [N, D] float32, C-contiguous, a copy.
+        [N, D] float32, C-contiguous; a copy unless told otherwise.
 
     Raises:
         InputError: another shape or type, another width, a row that is not finite or zero.
@@ -218,7 +224,10 @@ def check_vectors(
             "use the model that the index was built with"
         )
     squares = np.einsum("nd,nd->n", array, array)
-    if len(array) and _SQUARES[0] < squares.min() and squares.max() < _SQUARES[1]:  # NaN is neither
+    low, high = (squares.min(), squares.max()) if len(array) else (0.0, 0.0)
+    if not copy and 1 - 1e-6 < low and high < 1 + 1e-6 and array.flags.c_contiguous:
+        return array
+    if _SQUARES[0] < low and high < _SQUARES[1]:  # NaN is neither
         return np.ascontiguousarray(array * (1 / np.sqrt(squares))[:, None])
     unit = np.empty(array.shape, np.float32)
     for start in range(0, len(array), _ROWS):
