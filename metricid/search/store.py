@@ -225,7 +225,7 @@ def check_vectors(
         )
     squares = np.einsum("nd,nd->n", array, array)
     low, high = (squares.min(), squares.max()) if len(array) else (0.0, 0.0)
-    if not copy and 1 - 1e-6 < low and high < 1 + 1e-6 and array.flags.c_contiguous:
+    if not copy and low > 1 - 1e-6 and high < 1 + 1e-6 and array.flags.c_contiguous:
         return array
     if _SQUARES[0] < low and high < _SQUARES[1]:  # NaN is neither
         return np.ascontiguousarray(array * (1 / np.sqrt(squares))[:, None])
