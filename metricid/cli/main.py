@@ -14,6 +14,7 @@ COMMANDS = {
     "embed": "turn images into embeddings: one file for search and evaluation",
     "evaluate": "evaluate a checkpoint, stored embeddings or a baseline",
     "export": "write a trained model as ONNX, in float or int8, checked on images",
+    "advise": "read a table and say which objective, sampler and margin to start from, and why",
     "prepare": "turn a data set into manifests: check it, split it by identity",
     "demo": "a local page: search with a photo, compare two, browse confusions",
     "report": "one HTML page about a run: curves, ranked lists, confusions, map, training",
