@@ -3,6 +3,7 @@
 import hashlib
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metricid.data.table_io import Cells, read_table, write_table
+from metricid.data.table_io import Cells, has_header, read_table, write_table
 from metricid.errors import InputError
 from metricid.registry import unknown
 
@@ -39,19 +40,20 @@ class Manifest:
         (3, ['Ann', 'Eve'], [1, 0, 1])
     """
 
-    def __init__(self, table: pa.Table, name: str = "manifest"):
+    def __init__(self, table: pa.Table, name: str = "manifest", *, header: bool = False):
         """Checks `table` and brings it into the canonical form.
 
         Args:
             table: the columns above; text as Arrow strings, landmarks as numbers.
             name: what error messages call this table, a file name as a rule.
+            header: the rows are lines of a file whose row 1 is a header, and messages count them so; those of
+                other tables are counted from 0, as pandas does.
 
         Raises:
-            InputError: one line with all problems, by row as a person counts them in the file (the header is
-                row 1).
+            InputError: one line with all problems, by row.
         """
-        self.name = name
-        self.table: pa.Table = _checked(table, name)
+        self.name, self._header = name, header
+        self.table: pa.Table = _checked(table, _Rows(name, header))
 
     @classmethod
     def from_columns(
@@ -76,7 +78,8 @@ class Manifest:
         Raises:
             InputError: the file is missing or unreadable, or its content is not a manifest.
         """
-        return cls(read_table(file, Cells(text=TEXT_COLUMNS, number=LANDMARK_COLUMNS)), str(file))
+        table = read_table(file, Cells(text=TEXT_COLUMNS, number=LANDMARK_COLUMNS))
+        return cls(table, str(file), header=has_header(file))
 
     def write(self, file: str | Path) -> None:
         """Writes `.csv` or `.parquet`, whole or not at all.
@@ -180,7 +183,7 @@ class Manifest:
         if len(array) != len(self):
             raise InputError(f"{self.name}: {len(array)} values of {name} for {len(self)} rows")
         rest = {c: self.table[c] for c in self.table.column_names if c != name}
-        return Manifest(pa.table({**rest, name: array}), self.name)
+        return Manifest(pa.table({**rest, name: array}), self.name, header=self._header)
 
     @cached_property
     def _encoded(self) -> tuple[list[str], np.ndarray]:
@@ -234,14 +237,30 @@ def check_files(manifest: Manifest, source: _Container) -> None:
     Raises:
         InputError: names the first missing files by row.
     """
-    rows = [row for row, path in enumerate(manifest.paths) if path not in source]
-    if rows:
+    missing = [row for row, path in enumerate(manifest.paths) if path not in source]
+    if missing:
+        rows = _Rows(manifest.name, manifest._header)
         _fail(
-            manifest.name,
-            [f"row {row + 2}: {manifest.path_at(row)!r} does not exist" for row in rows[:SHOWN_PROBLEMS]],
-            len(rows),
+            rows.title,
+            [f"{rows[row]}: {manifest.path_at(row)!r} does not exist" for row in missing[:SHOWN_PROBLEMS]],
+            len(missing),
             f"images missing in {getattr(source, 'name', source)}",
         )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How messages count the rows of a table."""
+
+    name: str
+    header: bool
+
+    @property
+    def title(self) -> str:
+        return self.name if self.header else f"{self.name} (rows counted from 0)"
+
+    def __getitem__(self, row: int) -> str:
+        return f"row {row + 2 if self.header else row}"
 
 
 def _fail(name: str, problems: Sequence[str], count: int, what: str = "problems") -> None:
@@ -263,7 +282,7 @@ def _arrow(name: str, column: str, values: Any) -> pa.Array:
         raise InputError(f"{name}: column {column} must hold {wanted} ({error})") from None
 
 
-def _checked(table: pa.Table, name: str) -> pa.Table:
+def _checked(table: pa.Table, rows: _Rows) -> pa.Table:
     """The canonical table: known columns in fixed order, one chunk each, no nulls; else all problems."""
     columns = table.column_names
     problems = [f"column {c!r} occurs twice" for c in sorted({c for c in columns if columns.count(c) > 1})]
@@ -289,7 +308,7 @@ def _checked(table: pa.Table, name: str) -> pa.Table:
             wanted = "numbers" if numeric else "text"
             problems.append(f"column {column!r} must hold {wanted}, but holds {kind}")
     if problems:
-        _fail(name, problems[:SHOWN_PROBLEMS], len(problems))
+        _fail(rows.name, problems[:SHOWN_PROBLEMS], len(problems))
     bad: list[tuple[int, str]] = []
     for column, array in clean.items():
         one = array.combine_chunks()
@@ -297,10 +316,10 @@ def _checked(table: pa.Table, name: str) -> pa.Table:
         bad += _bad_rows(column, clean[column])
         if column in TEXT_COLUMNS:
             clean[column] = pc.fill_null(clean[column], "")
-    bad += _duplicates(clean["path"])
+    bad += _duplicates(clean["path"], rows)
     if bad:
         bad.sort(key=lambda entry: entry[0])
-        _fail(name, [f"row {row + 2}: {text}" for row, text in bad[:SHOWN_PROBLEMS]], len(bad))
+        _fail(rows.title, [f"{rows[row]}: {text}" for row, text in bad[:SHOWN_PROBLEMS]], len(bad))
     return pa.table({c: pa.chunked_array([array], array.type) for c, array in clean.items()})
 
 
@@ -322,7 +341,7 @@ def _bad_rows(column: str, array: pa.Array) -> list[tuple[int, str]]:
     return [(int(row), f"{column} is empty") for row in np.flatnonzero(blank.to_numpy(zero_copy_only=False))]
 
 
-def _duplicates(paths: pa.Array) -> list[tuple[int, str]]:
+def _duplicates(paths: pa.Array, rows: _Rows) -> list[tuple[int, str]]:
     """Rows whose path is in an earlier one, also in another spelling (`./a.jpg`, `x/../a.jpg`)."""
     detours = pc.any(pc.match_substring_regex(paths, r"(^|/)\.{0,2}(/|$)")).as_py()
     if not detours and pc.count_distinct(paths, mode="all").as_py() == len(paths):
@@ -332,5 +351,5 @@ def _duplicates(paths: pa.Array) -> list[tuple[int, str]]:
     for row, path in enumerate(paths.to_pylist()):
         first = seen.setdefault(posixpath.normpath(path), row)
         if first != row and path.strip():
-            bad.append((row, f"path {path!r} is already in row {first + 2}"))
+            bad.append((row, f"path {path!r} is already in {rows[first]}"))
     return bad

@@ -30,16 +30,21 @@ def read_table(file: str | Path, cells: Cells) -> pa.Table:
         InputError: missing or unreadable file, ragged or blank rows, a cell that is no number.
     """
     path = Path(file)
-    suffix = _suffix(path)
+    text = has_header(path)
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path}: {state}; give a .csv or .parquet file")
-    if suffix == ".csv":
+    if text:
         return _read_csv(path, cells)
     try:
         return pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({_line(error)})") from None
+
+
+def has_header(file: str | Path) -> bool:
+    """Whether the first row of a file that `read_table` takes names the columns, as that of `.csv` does."""
+    return _suffix(Path(file)) == ".csv"
 
 
 def write_table(table: pa.Table, file: str | Path) -> None:
@@ -49,9 +54,9 @@ def write_table(table: pa.Table, file: str | Path) -> None:
         InputError: another suffix, or the place cannot be written.
     """
     path = Path(file)
-    suffix = _suffix(path)
+    text = has_header(path)
     with atomic_write(path) as out:
-        if suffix == ".csv":
+        if text:
             pyarrow.csv.write_csv(table, out)
         else:
             pyarrow.parquet.write_table(table, out)

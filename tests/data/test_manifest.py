@@ -101,8 +101,11 @@ def test_selection_and_columns():
         (lambda m: m.select(np.ones(2, bool)), "mask of shape"),
         (lambda m: m.select([3]), "outside 0..2"),
         (lambda m: m.select([-1]), "outside 0..2"),
-        (lambda m: m.select([1, 1]), "is already in row 2"),
-        (lambda m: Manifest.concat([m, m]), "3 problems: row 5: path 'b/1.jpg' is already in row 2"),
+        (lambda m: m.select([1, 1]), "(rows counted from 0): row 1: path 'a/1.jpg' is already in row 0"),
+        (
+            lambda m: Manifest.concat([m, m]),
+            "(rows counted from 0): 3 problems: row 3: path 'b/1.jpg' is already in row 0",
+        ),
         (lambda m: Manifest.concat([]), "nothing to concatenate"),
         (lambda m: Manifest.from_columns(["a"], [1]), "column identity must hold text"),
         (lambda m: Manifest.from_columns(["a"], ["x", "y"]), "differ in length"),
@@ -197,9 +200,35 @@ def test_wrong_types_in_parquet(tmp_path):
         Manifest.read(tmp_path / "m.parquet")
     nulls = pa.table({"path": ["a", "b"], "identity": pa.array(["x", None]), "camera": pa.array([None, "1"])})
     pyarrow.parquet.write_table(nulls, tmp_path / "m.parquet")
-    with pytest.raises(InputError, match="row 3: identity is empty"):
+    with pytest.raises(InputError, match=r"m.parquet \(rows counted from 0\): row 1: identity is empty"):
         Manifest.read(tmp_path / "m.parquet")
     assert Manifest(nulls.slice(0, 1)).column("camera").tolist() == [""]
+
+
+def test_rows_are_counted_as_in_the_file_that_they_are_from(tmp_path):
+    """A CSV file has a header, which an editor shows as row 1; a Parquet file has none."""
+    table = pa.table({"path": ["a.jpg", "b.jpg", "a.jpg", ""], "identity": ["x", "", "y", "z"]})
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    (tmp_path / "m.csv").write_text("path,identity\na.jpg,x\nb.jpg,\na.jpg,y\n,z\n")
+    said = "{}: 3 problems: row {}: identity is empty; row {}: path 'a.jpg' is already in row {}; "
+    with pytest.raises(InputError) as csv:
+        Manifest.read(tmp_path / "m.csv")
+    assert str(csv.value) == said.format(tmp_path / "m.csv", 3, 4, 2) + "row 5: path is empty"
+    with pytest.raises(InputError) as parquet:
+        Manifest.read(tmp_path / "m.parquet")
+    name = f"{tmp_path / 'm.parquet'} (rows counted from 0)"
+    assert str(parquet.value) == said.format(name, 1, 2, 0) + "row 3: path is empty"
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("m.csv", ": row 3: 'a/1.jpg'"), ("m.parquet", r" \(rows counted from 0\): row 1: 'a/1.jpg'")],
+)
+def test_missing_files_are_counted_likewise(tmp_path, file, said):
+    small().write(tmp_path / file)
+    manifest = Manifest.read(tmp_path / file).with_column("split", "test")
+    with pytest.raises(InputError, match=f"{file}{said} does not exist"):
+        check_files(manifest, {"b/1.jpg", "a/2.jpg"})
 
 
 def test_dictionary_and_large_strings_are_text():
@@ -213,7 +242,7 @@ def test_dictionary_and_large_strings_are_text():
 
 
 def test_missing_files_are_named_by_row():
-    with pytest.raises(InputError, match=r"2 images missing in .*: row 2: 'b/1.jpg' does not exist; row 4"):
+    with pytest.raises(InputError, match=r"2 images missing in .*: row 0: 'b/1.jpg' does not exist; row 2"):
         check_files(small(), {"a/1.jpg"})
     check_files(small(), {"a/1.jpg", "a/2.jpg", "b/1.jpg"})
 
@@ -227,7 +256,7 @@ def test_an_empty_table_is_a_table(tmp_path):
 
 
 def test_one_image_under_two_spellings_is_a_duplicate():
-    with pytest.raises(InputError, match=r"row 3: path './a//x.jpg' is already in row 2"):
+    with pytest.raises(InputError, match=r"row 1: path './a//x.jpg' is already in row 0"):
         Manifest.from_columns(["a/x.jpg", "./a//x.jpg", "..b.jpg"], ["ann", "bob", "eve"])
     assert len(Manifest.from_columns(["./a.jpg", "../a.jpg", "a.jpg.", "/a.jpg"], ["ann"] * 4)) == 4
 
