@@ -23,7 +23,7 @@ LOCK = "lock"
 FORMAT = 1
 CHECKED_BYTES = 2**30  # larger files are checked by size unless asked for: reading them takes seconds
 _OURS = re.compile(r"(vectors-\d+\.faiss|rows-\d+\.parquet)$|\.(vectors-|rows-|card\.json).*\.tmp$")
-_TRIES = 5  # a reader that loses its files to a writer starts again
+_TRIES = 5  # who loses files to a writer starts again
 _held: set[Path] = set()  # locks of fcntl do not exclude threads of one process
 _guard = threading.Lock()
 
@@ -41,16 +41,7 @@ def write_lock(folder: Path) -> Iterator[None]:
             raise _busy(folder, os.getpid())
         _held.add(place)
     try:
-        try:
-            file = (folder / LOCK).open("a+")
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise _busy(folder, file.read().strip() or "unknown") from None
+        with _open_lock(folder) as file:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -58,6 +49,28 @@ def write_lock(folder: Path) -> Iterator[None]:
     finally:
         with _guard:
             _held.discard(place)
+
+
+def _open_lock(folder: Path) -> IO[str]:
+    """The lock file, locked; once more where a build that was refused removed it at the same moment."""
+    for _ in range(_TRIES):
+        try:
+            file = (folder / LOCK).open("a+")
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise _busy(folder, holder) from None
+        file.close()
+    raise _busy(folder, "unknown")
 
 
 def _busy(folder: Path, process: int | str) -> InputError:
@@ -181,6 +194,24 @@ def sweep(folder: Path, keep: set[str]) -> None:
         if _OURS.search(file.name) and file.name not in keep:
             with suppress(FileNotFoundError):
                 file.unlink()
+
+
+def abandon(folder: Path, before: set[str]) -> None:
+    """Deletes what a build wrote that did not end, and the lock if there is no index to lock.
+
+    Only the holder of the lock may call it.
+
+    Args:
+        folder: of the index.
+        before: names in it when the build began, kept where no card says what is in force.
+    """
+    try:
+        keep = {told["name"] for told in read_card(folder)["files"].values()}
+    except InputError:
+        keep = before
+    sweep(folder, keep)
+    if not (folder / CARD).exists():
+        (folder / LOCK).unlink(missing_ok=True)
 
 
 def only_leftovers(folder: Path) -> bool:

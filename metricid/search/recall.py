@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metricid.errors import InputError
 from metricid.search.kinds import VectorIndex, faiss
 from metricid.search.store import Vectors
 
@@ -14,6 +15,16 @@ TARGET = 0.98
 LEAST_ROWS = 3
 SEED = 0
 LEAST_GAIN = 0.002  # of a doubled effort, below which more of it is a waste
+
+
+def check_target(target: float) -> None:
+    """`target` is a recall.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not 0 < target <= 1:
+        raise InputError(f"--target: must be a recall above 0 and up to 1, got {target:g}")
 
 
 class ExactNeighbours:

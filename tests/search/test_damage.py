@@ -1,12 +1,15 @@
 """Damaged, mixed and foreign files: one clear line each, and nothing is changed."""
 
+import fcntl
 import json
+import os
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from metricid.errors import InputError
-from metricid.search import SearchIndex
+from metricid.search import ArraySource, SearchIndex, folder
 
 from .people import People
 
@@ -151,3 +154,60 @@ def test_a_kind_that_this_faiss_lacks(people, build, monkeypatch):
     monkeypatch.delattr("faiss.IndexIVFRaBitQ")
     with pytest.raises(InputError, match="has no RaBitQ; install a newer"):
         build(people, "rabitq")
+
+
+def broken(people):
+    vectors = people.vectors.copy()
+    vectors[300] = np.nan
+    return ArraySource(vectors, people.rows)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_a_refused_build_leaves_nothing_behind(tmp_path, people, kind):
+    place = tmp_path / "a" / "b" / "people.index"
+    with pytest.raises(InputError, match="row 300 .* NaN"):
+        SearchIndex.build(place, broken(people), kind=kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_build_leaves_a_folder_as_it_was(tmp_path, place, people, build):
+    place.mkdir()
+    with pytest.raises(InputError, match="row 300 .* NaN"):
+        SearchIndex.build(place, broken(people))
+    assert place.is_dir() and list(place.iterdir()) == []
+    build(people)
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    with pytest.raises(InputError, match="row 300 .* NaN"):
+        SearchIndex.build(place, broken(people), overwrite=True)
+    with pytest.raises(InputError, match="is an index already"):
+        SearchIndex.build(place, broken(people))
+    after = {file.name: file.read_bytes() for file in place.iterdir()}
+    assert after == before and len(SearchIndex(place)) == 400
+
+
+def test_a_build_that_cannot_put_itself_in_force_leaves_nothing(place, people, build, monkeypatch):
+    def full(folder, card):
+        raise InputError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="the disk is full"):
+        patch.setattr("metricid.search.folder.commit", full)
+        build(people)
+    assert not place.exists()
+    assert len(build(people)) == 400
+
+
+def test_a_lock_that_a_refused_build_removes_is_taken_again(place, monkeypatch):
+    """The file that was opened is no longer the one that others lock."""
+    place.mkdir()
+    lockf, calls = fcntl.lockf, []
+
+    def late(file, *arguments):
+        if not calls:
+            (place / folder.LOCK).unlink()
+        calls.append(file)
+        return lockf(file, *arguments)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with folder.write_lock(place):
+        assert len(calls) == 2
+        assert (place / folder.LOCK).read_text() == str(os.getpid())
