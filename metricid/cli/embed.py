@@ -13,19 +13,19 @@ from tqdm import tqdm
 
 from metricid._version import __version__
 from metricid.cli.model import ONNX_SUFFIX, add_onnx_option, onnx_options, open_model
-from metricid.cli.photos import open_photos
+from metricid.cli.photos import check_layout, open_photos
 from metricid.cli.subject import own_recipe, run_splits
 from metricid.config import RunConfig
 from metricid.data.decode import MAX_PIXELS
 from metricid.data.embedding_file import check_target, file_suffix, sidecars, write_embeddings
 from metricid.data.embedding_parts import PartFolder, stamp_images
-from metricid.data.factory import SYNTHETIC, layout_names, pick_workers
+from metricid.data.factory import SYNTHETIC, layout_names, layout_options, pick_workers
 from metricid.data.float16 import float16_error
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.errors import InputError
 from metricid.models.inference import InferenceModel
-from metricid.training.distributed import World, barrier, gather_objects, start_world, stop_world
+from metricid.training.distributed import World, barrier, gather_objects, pick_device, start_world, stop_world
 from metricid.training.embed_parts import Speed, embed_parts
 
 PART_IMAGES = 2048
@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Embeds what is not embedded yet, joins the parts, and prints what was done."""
     _resolve(options)
-    _check(options)
+    _check_words(options)
+    _check_target(options)
     world = start_world(options.device)
     try:
         outcome = _embed(options, world)
@@ -101,14 +102,23 @@ def _resolve(options: argparse.Namespace) -> None:
         options.output = model / OWN_FILE
 
 
-def _check(options: argparse.Namespace) -> None:
-    """What can be known to be wrong before a model is opened."""
-    target = options.output
-    file_suffix(target)
+def _check_words(options: argparse.Namespace) -> None:
+    """What is wrong whatever lies on the disk."""
+    file_suffix(options.output)
     for name, least in (("batch_size", 1), ("part_images", 1), ("max_pixels", 1), ("workers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')}: must be at least {least}, got {value}")
+    onnx_options(options.onnx)
+    pick_device(options.device)
+    if options.layout is not None:
+        check_layout(options.layout)
+        layout_options(options.layout, options.option)
+
+
+def _check_target(options: argparse.Namespace) -> None:
+    """What cannot be written is said before a model is opened."""
+    target = options.output
     made = [target, *(sidecars(target) if target.suffix.lower() == ".npy" else ())]
     for file in made:
         if file.is_dir():

@@ -14,7 +14,7 @@ from metricid.data.factory import SYNTHETIC, layout_names, layout_options, open_
 from metricid.data.layouts.listing import image_paths
 from metricid.data.manifest import LANDMARK_COLUMNS, TEXT_COLUMNS, Manifest, check_files
 from metricid.data.sources import ImageSource, open_source
-from metricid.data.table_io import Cells, read_table
+from metricid.data.table_io import Cells, has_header, read_table
 from metricid.errors import InputError
 from metricid.registry import unknown
 
@@ -75,6 +75,18 @@ def open_photos(
     return source, table
 
 
+def check_layout(layout: str) -> None:
+    """`--layout` names images as they are kept by others.
+
+    Raises:
+        InputError: it does not.
+    """
+    if layout not in layout_names():
+        raise InputError(f"--layout: {unknown('layout', layout, layout_names())}")
+    if layout == "manifest":
+        raise InputError("--layout manifest: give the table as DATA, without --layout")
+
+
 def _by_layout(
     layout: str,
     data: str,
@@ -82,10 +94,7 @@ def _by_layout(
     max_pixels: int,
     size: tuple[int, int] | None,
 ) -> tuple[ImageSource, Manifest]:
-    if layout not in layout_names():
-        raise InputError(f"--layout: {unknown('layout', layout, layout_names())}")
-    if layout == "manifest":
-        raise InputError("--layout manifest: give the table as DATA, without --layout")
+    check_layout(layout)
     options: dict[str, Any] = layout_options(layout, option)
     if layout in SYNTHETIC:
         if data != layout:
@@ -105,7 +114,7 @@ def _by_table(
     if "identity" not in table.column_names and "path" in table.column_names:
         table = table.append_column("identity", table["path"])
         say(f"{file}: has no column 'identity'; each image is an identity of its own, named by its path")
-    manifest = Manifest(table, str(file))
+    manifest = Manifest(table, str(file), header=has_header(file))
     check_files(manifest, source)
     return source, manifest
 

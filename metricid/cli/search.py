@@ -15,7 +15,7 @@ from tqdm import tqdm
 from metricid._version import __version__
 from metricid.cli.model import add_onnx_option
 from metricid.cli.search_grid import draw_grid
-from metricid.cli.search_place import open_embeddings, open_place, open_server, say, shown
+from metricid.cli.search_place import check_words, open_embeddings, open_place, open_server, say, shown
 from metricid.cli.search_queries import (
     Answer,
     Verdicts,
@@ -108,6 +108,7 @@ def _add_model(parser: argparse.ArgumentParser, what: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Does what the action says, and prints its outcome."""
+    check_words(options)
     outcome = _ACTIONS[options.action](options)
     if options.json:
         print(json.dumps(_plain(outcome.values), indent=2, allow_nan=False), flush=True)

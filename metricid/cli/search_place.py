@@ -1,14 +1,38 @@
 """What `metricid search` is given to work on: an index or a store, and files of embeddings."""
 
+import argparse
 import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from metricid.cli.model import onnx_options
 from metricid.data.embedding_file import EmbeddingReader
 from metricid.errors import InputError
 from metricid.search import SearchIndex
+from metricid.search.kinds import check_kind
+from metricid.search.recall import check_target
 from metricid.search.remote import Address, InsecureKeyWarning, RemoteStore, open_store
+from metricid.training.distributed import pick_device
+
+
+def check_words(options: argparse.Namespace) -> None:
+    """What is wrong in a command line whatever lies on the disk or on a server.
+
+    Raises:
+        InputError: names the option.
+    """
+    if "onnx" in options:
+        onnx_options(options.onnx)
+        pick_device(options.device)
+    if "target" in options:
+        check_target(options.target)
+        if options.kind != "auto":
+            check_kind(options.kind)
+    if "k" in options and options.k < 1:
+        raise InputError(f"-k: must be at least 1, got {options.k}")
+    if getattr(options, "far", None) is not None and not 0 < options.far < 1:
+        raise InputError(f"--far: must be a rate above 0 and below 1, got {options.far:g}")
 
 
 def open_place(place: str, *, verify: bool = False) -> SearchIndex | RemoteStore:

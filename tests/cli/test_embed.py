@@ -447,11 +447,17 @@ def test_what_cannot_be_made_is_said_before_the_work(desk, counted):
     desk.target = desk.folder / "e.parquet"
     desk.target.write_text("mine")
     assert "e.parquet: exists; choose another name, or replace it with --overwrite" in desk.refused()
+    for words, said in (
+        (("--onnx", "sice=112x112"), "--onnx: unknown option of an ONNX file 'sice'; did you mean 'size'"),
+        (("--onnx", "size=112"), "--onnx size=112: has the form HEIGHTxWIDTH"),
+        (("--batch-size", "0"), "--batch-size: must be at least 1"),
+        (("--layout", "lwf"), "--layout: unknown layout 'lwf'; did you mean 'lfw'"),
+        (("--device", "cuad"), "device: 'cuad' is none of"),
+    ):
+        assert said in desk.refused(*words)  # before anything that lies on the disk
     desk.target.unlink()
-    assert "--batch-size: must be at least 1" in desk.refused("--batch-size", "0")
     assert "nowhere: does not exist; give a folder" in desk.refused(data=desk.folder / "nowhere")
     assert "--root: is for the images of a table" in desk.refused("--root", str(desk.folder))
-    assert "--layout: unknown layout 'lwf'; did you mean 'lfw'" in desk.refused("--layout", "lwf")
     assert "--split: no image of" in desk.refused("--split", "query")
     (desk.folder / "empty").mkdir()
     assert "no images found" in desk.refused(data=desk.folder / "empty")

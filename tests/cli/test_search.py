@@ -369,6 +369,33 @@ def test_a_model_that_was_moved_is_asked_for(shop, tmp_path):
     shop.ok("query", shop.index, photo, "--model", tmp_path / "moved")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("build", "none.parquet", "-o", "x.index", "--kind", "falt"), "--kind: unknown kind 'falt'"),
+        (("build", "none.parquet", "-o", "x.index", "--target", 2), "--target: must be a recall above 0"),
+        (("build", "none.parquet", "-o", "x.index", "--onnx", "sice=9x9"), "did you mean 'size'"),
+        (("query", "none.index", "a.jpg", "--onnx", "size=9"), "--onnx size=9: has the form"),
+        (("query", "none.index", "a.jpg", "--device", "cuad"), "device: 'cuad' is none of"),
+        (("query", "none.index", "a.jpg", "-k", 0), "-k: must be at least 1, got 0"),
+        (("query", "none.index", "a.jpg", "--far", 5), "--far: must be a rate above 0 and below 1, got 5"),
+        (("add", "none.index", "a.jpg", "--onnx", "mean=x"), "--onnx mean=x: takes one number"),
+    ],
+)
+def test_a_wrong_option_is_named_before_a_missing_file(shop, words, says):
+    shop.refused(*words, says=says)
+
+
+def test_a_refused_build_leaves_nothing(shop, tmp_path):
+    stored = EmbeddingSet.read(shop.embeddings)
+    zero = stored.embeddings.copy()
+    zero[7] = 0
+    EmbeddingSet(zero, stored.table, stored.card).write(tmp_path / "zero.parquet")
+    place = tmp_path / "new" / "people.index"
+    shop.refused("build", tmp_path / "zero.parquet", "-o", place, says="row 7 .* zero vector")
+    assert not place.parent.exists()
+
+
 def test_damaged_embedding_files_make_no_index(shop, tmp_path):
     cut = tmp_path / "cut.parquet"
     cut.write_bytes((shop.trained / "photos.parquet").read_bytes()[:-40])
