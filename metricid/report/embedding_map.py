@@ -102,5 +102,11 @@ def _umap(unit: NDArray[np.float64], seed: int) -> tuple[NDArray[np.float64], tu
         from umap import UMAP  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise InputError("--map umap: umap-learn is not installed; pip install umap-learn") from error
-    model = UMAP(n_neighbors=min(15, len(unit) - 1), metric="cosine", random_state=seed)
+    model = UMAP(
+        n_neighbors=min(15, len(unit) - 1),
+        metric="cosine",
+        init="spectral" if len(unit) > 3 else "random",  # needs one eigenvector more than it has axes
+        random_state=seed,
+        n_jobs=1,  # with a seed there are no more, and a warning where they are asked for
+    )
     return np.asarray(model.fit_transform(unit.astype(np.float32)), dtype=np.float64), ("UMAP 1", "UMAP 2")

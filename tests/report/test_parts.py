@@ -230,7 +230,24 @@ def test_umap_gets_unit_vectors_and_a_seed(monkeypatch):
     vectors, names, _ = people(np.random.default_rng(0))
     assert embedding_map(vectors, names, "umap", seed=3).points.shape == (72, 2)
     assert asked.pop("norms") == pytest.approx(np.ones(72))
-    assert asked == {"n_neighbors": 15, "metric": "cosine", "random_state": 3}
+    rest = {"metric": "cosine", "random_state": 3, "n_jobs": 1}
+    assert asked == {"n_neighbors": 15, "init": "spectral", **rest}
+    assert embedding_map(vectors[:3], names[:3], "umap", seed=3).points.shape == (3, 2)
+    assert asked.pop("norms") == pytest.approx(np.ones(3))
+    assert asked == {"n_neighbors": 2, "init": "random", **rest}
+
+
+def test_umap_itself_lays_out_few_points_and_many():
+    pytest.importorskip("umap", reason="umap-learn is not installed")
+    vectors, names, _ = people(np.random.default_rng(0))
+    for count in (3, 4, 5, 72):
+        laid = embedding_map(vectors[:count], names[:count], "umap", seed=3)
+        assert laid.points.shape == (count, 2) and np.isfinite(laid.points).all()
+    distance = np.linalg.norm(laid.points[:, None] - laid.points, axis=2)
+    same = names[:, None] == names
+    assert distance[same].mean() < distance[~same].mean() / 3
+    again = embedding_map(vectors, names, "umap", seed=3)
+    np.testing.assert_array_equal(again.points, laid.points)
 
 
 GOOD = {"event": "step", "step": 2, "epoch": 0, "images": 32, "lr": 0.1, "loss": 2.0, "terms": {"a": 2.0}}
