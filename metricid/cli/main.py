@@ -11,6 +11,7 @@ from metricid.errors import InputError
 
 COMMANDS = {
     "train": "train an embedding model from a recipe, and evaluate it",
+    "compare": "several objectives on equal terms: a leaderboard with intervals over seeds",
     "embed": "turn images into embeddings: one file for search and evaluation",
     "evaluate": "evaluate a checkpoint, stored embeddings or a baseline",
     "export": "write a trained model as ONNX, in float or int8, checked on images",

@@ -1,0 +1,1 @@
+"""Objectives side by side: same data, same backbone, same number of images seen, several seeds each."""
