@@ -21,7 +21,7 @@ from metricid.data.samplers import SAMPLERS
 from metricid.data.transforms import PRESETS
 from metricid.evaluation import PROTOCOLS
 from metricid.losses import LOSSES
-from metricid.losses.objective import GIVEN, KEYS
+from metricid.losses.recipe import GIVEN, KEYS
 from metricid.registry import Registry
 from metricid.training.build import check_recipe
 

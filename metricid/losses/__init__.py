@@ -32,13 +32,14 @@ from metricid.losses.margin_softmax import (
     SphereFace2,
 )
 from metricid.losses.margin_softmax_adaptive import AdaCos, AdaFace, CurricularFace, ElasticFace, MagFace
-from metricid.losses.objective import Objective, ObjectiveOutput, Term
+from metricid.losses.objective import Objective, ObjectiveOutput
 from metricid.losses.proxies import ProxyAnchor, ProxyNCA, SoftTriple
 from metricid.losses.rankings import FastAPLoss, HistogramLoss, RankedListLoss, RecallAtKLoss, SmoothAPLoss
 from metricid.losses.regression import TASKS, HuberLoss, MAELoss, MSELoss, SmoothL1Loss
 from metricid.losses.regularisers import FeatureNormLoss, KoLeoLoss, RingLoss, UniformityLoss, ZeroMeanLoss
 from metricid.losses.softmax import SoftmaxCrossEntropy
 from metricid.losses.supcon import NCALoss, NPairLoss, NTXentLoss, SupConLoss, TupletMarginLoss
+from metricid.losses.term import Side, Taught, Term
 from metricid.losses.triplet import TripletLoss, WeightedTripletLoss
 from metricid.losses.weighted_pairs import CircleLoss, MarginLoss, MultiSimilarityLoss
 from metricid.losses.weights import (
@@ -116,6 +117,7 @@ __all__ = [
     "RingLoss",
     "SNRContrastiveLoss",
     "SeparationLoss",
+    "Side",
     "SimilarityPreserving",
     "SmoothAPLoss",
     "SmoothL1Loss",
@@ -124,6 +126,7 @@ __all__ = [
     "SphereFace",
     "SphereFace2",
     "SupConLoss",
+    "Taught",
     "Term",
     "TradesLoss",
     "TripletLoss",

@@ -28,14 +28,14 @@ class Balance(nn.Module):
         super().__init__()
         self.terms = terms
 
-    def total(self, values: Tensor, active: Sequence[int]) -> Tensor:
-        """The balanced sum.
+    def parts(self, values: Tensor, active: Sequence[int]) -> Tensor:
+        """[K] what each active term adds to the total.
 
         Args:
             values: [K] losses of the active terms, times their own weights.
             active: K places among the terms.
         """
-        return (self.factors(active).to(values.dtype) * values).sum()
+        return self.factors(active).to(values.dtype) * values
 
     def factors(self, active: Sequence[int]) -> Tensor:
         """[K] factors on the active terms; carries no gradient."""
@@ -49,7 +49,7 @@ class Balance(nn.Module):
         """After an optimiser step.
 
         Args:
-            values: [K], as in `total`, the same on all ranks.
+            values: [K], as in `parts`, the same on all ranks.
             norms: [K] gradient norms of `values` where the terms meet, without the factors, the same on all
                 ranks; None if `wants_norms` is False or nothing before the losses is trained.
             active: K places among the terms.
@@ -73,10 +73,10 @@ class Uncertainty(Balance):
         super().__init__(terms)
         self.log_variances = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(terms))
 
-    def total(self, values: Tensor, active: Sequence[int]) -> Tensor:
-        """As above, over the active terms."""
+    def parts(self, values: Tensor, active: Sequence[int]) -> Tensor:
+        """As above, for each active term."""
         chosen = torch.stack([self.log_variances[place] for place in active])
-        return ((-chosen).exp() * values + 0.5 * chosen).sum()
+        return (-chosen).exp() * values + 0.5 * chosen
 
     def factors(self, active: Sequence[int]) -> Tensor:
         """exp(-s)."""

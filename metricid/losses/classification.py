@@ -18,6 +18,7 @@ from metricid.losses.linear import (
     optional_tensor,
 )
 from metricid.losses.margins import positive, within
+from metricid.losses.regression import expand_mask
 
 FocalForm = Literal["multiclass", "binary"]
 
@@ -27,6 +28,7 @@ def binary_loss(
     targets: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    mask: Tensor | None = None,
     *,
     positive_weight: float = 1.0,
 ) -> Tensor:
@@ -39,10 +41,11 @@ def binary_loss(
         targets: [B, C] float in [0, 1]; or [B] int64 in [0, C), one class against all others.
         weight: [C, D].
         bias: [C] or None.
+        mask: bool [B, C] or a shape that broadcasts to it; the mean is over the entries where it is True.
         positive_weight: p.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; 0 with a graph where no entry counts.
 
     Raises:
         ValueError: shapes disagree, or a target is out of range.
@@ -53,9 +56,12 @@ def binary_loss(
         logits = linear_logits(embeddings, weight, bias)
         truth = as_multi_hot(targets, len(weight), dtype)
         losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        return (
-            (losses * (1 + (positive_weight - 1) * truth)).mean() if positive_weight != 1 else losses.mean()
-        )
+        if positive_weight != 1:
+            losses = losses * (1 + (positive_weight - 1) * truth)
+        if mask is None:
+            return losses.mean()
+        counted = expand_mask(mask, losses.shape)
+        return (losses * counted).sum() / counted.sum().clamp_min(1)
 
 
 def focal_terms(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
@@ -80,6 +86,7 @@ def focal_loss(
     targets: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    mask: Tensor | None = None,
     *,
     form: FocalForm = "multiclass",
     gamma: float = 2.0,
@@ -92,6 +99,7 @@ def focal_loss(
         targets: [B] int64 in [0, C); for 'binary' also [B, C] float, each 0 or 1.
         weight: [C, D].
         bias: [C] or None.
+        mask: for 'binary', bool [B, C] or a shape that broadcasts to it: where it is False adds nothing.
         form: 'multiclass', p the softmax of the own class; or 'binary', p the sigmoid of each class by
             itself, summed over classes.
         gamma: 0 is cross-entropy.
@@ -107,6 +115,8 @@ def focal_loss(
     """
     if form == "multiclass" and targets.is_floating_point():
         raise ValueError("multiclass focal loss takes int64 labels [B]: use form='binary' for targets [B, C]")
+    if form == "multiclass" and mask is not None:
+        raise ValueError("mask is for form='binary': leave out the samples that should not count")
     check_targets(embeddings, targets, weight, distribution=False)
     if isinstance(alpha, Tensor):
         check_per_class("alpha", alpha, len(weight))
@@ -125,6 +135,8 @@ def focal_loss(
             losses = factor * losses
         elif factor is not None:
             losses = torch.where(truth > 0.5, factor, 1 - factor) * losses
+        if mask is not None:
+            losses = losses * expand_mask(mask, losses.shape)
         return losses.sum(dim=1).mean()
 
 
@@ -152,9 +164,11 @@ class BinaryCrossEntropy(LinearHead):
         check_options(positive_weight=positive(positive_weight))
         self.positive_weight = positive_weight
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of embeddings [B, D] with labels [B] int64 in [0, C), or targets [B, C]."""
-        return binary_loss(embeddings, labels, self.weight, self.bias, positive_weight=self.positive_weight)
+    def forward(self, embeddings: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean loss of embeddings [B, D] with labels [B] int64 in [0, C), or targets [B, C] and a mask."""
+        return binary_loss(
+            embeddings, labels, self.weight, self.bias, mask, positive_weight=self.positive_weight
+        )
 
 
 @LOSSES.register("focal")
@@ -212,9 +226,9 @@ class FocalLoss(LinearHead):
         if prior is not None and self.bias is not None:
             nn.init.constant_(self.bias, math.log(prior / (1 - prior)))
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mean loss of embeddings [B, D] with labels [B] int64 in [0, C), or 'binary' targets [B, C]."""
         alpha = self.alpha if self.class_alpha is None else self.class_alpha
         return focal_loss(
-            embeddings, labels, self.weight, self.bias, form=self.form, gamma=self.gamma, alpha=alpha
+            embeddings, labels, self.weight, self.bias, mask, form=self.form, gamma=self.gamma, alpha=alpha
         )

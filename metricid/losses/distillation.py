@@ -185,7 +185,7 @@ def _both(student: Tensor, teacher: Tensor, *, same_width: bool = True) -> tuple
     return student.to(dtype), teacher.detach().to(dtype)
 
 
-@DISTILLATION.register("embedding")
+@DISTILLATION.register("embedding_distillation")
 class EmbeddingDistillation(nn.Module):
     """Draws embeddings to those of a teacher; `embedding_distillation_loss` has the formulas.
 
@@ -280,7 +280,7 @@ class RKDAngle(nn.Module):
         return rkd_angle_loss(student, teacher)
 
 
-@DISTILLATION.register("logits")
+@DISTILLATION.register("logit_distillation")
 class LogitDistillation(nn.Module):
     """Draws softened class probabilities to the teacher's; `kl_distillation_loss` has the formula.
 
@@ -307,7 +307,7 @@ class LogitDistillation(nn.Module):
         return f"temperature={self.temperature}"
 
 
-@DISTILLATION.register("similarity")
+@DISTILLATION.register("similarity_preserving")
 class SimilarityPreserving(nn.Module):
     """Keeps the teacher's matrix of similarities; `similarity_preserving_loss` has the formula."""
 

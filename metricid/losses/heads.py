@@ -198,6 +198,16 @@ class MarginHead(nn.Module):
             label_smoothing=self.label_smoothing,
         )
 
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """[B, C] scaled cosines of embeddings [B, D], without the margin, as for new images."""
+        dtype = compute_dtype(embeddings, self.weight)
+        with no_autocast(embeddings):
+            x = embeddings.to(dtype)
+            scale = self.margin.scale_of(torch.linalg.vector_norm(x, dim=1))
+            cosines = F.linear(F.normalize(x, dim=1), F.normalize(self.weight.to(dtype), dim=1))
+            factor = scale[:, None] if isinstance(scale, Tensor) and scale.ndim > 0 else scale
+            return _nearest(cosines, self.sub_centers) * factor
+
     @property
     def stateful(self) -> bool:
         """Whether `after_step` has something to move."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metricid.losses.checks import check_batch, check_options, compute_dtype
+from metricid.losses.checks import check_batch, check_options, compute_dtype, no_autocast
 
 
 def linear_logits(embeddings: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -101,6 +101,11 @@ class LinearHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim))
         self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
         nn.init.uniform_(self.weight, -1 / math.sqrt(embedding_dim), 1 / math.sqrt(embedding_dim))
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """[B, C] of embeddings [B, D], in float32 (float64 where an argument is)."""
+        with no_autocast(embeddings):
+            return linear_logits(embeddings, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         classes, dim = self.weight.shape

@@ -1,31 +1,17 @@
 """The training objective: a weighted sum of losses, each on for a part of the training."""
 
-import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from metricid.losses.balance import BALANCES, Balance
-from metricid.losses.catalog import LOSSES
-from metricid.losses.checks import OptionError
-from metricid.losses.schedules import Plateau, Weight, build_weight, weight_problems
-from metricid.registry import describe, matches, signature_problems, unknown
-
-Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-# What the training knows and gives to the losses that want it, with values that stand for them in a check.
-GIVEN: dict[str, Any] = {"num_classes": 2, "embedding_dim": 2, "class_counts": [1, 1]}
-KEYS: dict[str, Any] = {
-    "name": str,
-    "weight": Any,
-    "on": Literal["features", "embedding"],
-    "start": float,
-    "end": float,
-}
+from metricid.losses.recipe import Column, Facts, build_terms
+from metricid.losses.recipe_checks import list_problems
+from metricid.losses.schedules import Plateau
+from metricid.losses.side_terms import WeightPenalty, class_vectors
+from metricid.losses.term import Gather, Moment, Side, SideTerm, Term
 
 
 class ObjectiveOutput(NamedTuple):
@@ -37,41 +23,14 @@ class ObjectiveOutput(NamedTuple):
         weights: what each of them was multiplied by.
         norms: the norm of the gradient of each of them, before its weight, at the features of this process's
             batch; empty unless asked for.
+        parts: [K], what each active term adds to the total; carries the graph.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     weights: dict[str, float]
     norms: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss of an objective.
-
-    Attributes:
-        name: under which it is logged.
-        loss: maps (embeddings [B, D], labels [B]) to a scalar.
-        weight: factor in the total, or how it changes with the progress of the training.
-        on: 'features' (before the neck) or 'embedding' (after it).
-        start: progress of the training in [0, 1] from which it counts.
-        end: progress until which it counts; the end of the training is part of a window that ends at 1.
-    """
-
-    name: str
-    loss: nn.Module
-    weight: float | Weight = 1.0
-    on: Literal["features", "embedding"] = "embedding"
-    start: float = 0.0
-    end: float = 1.0
-
-    def active(self, progress: float) -> bool:
-        """Whether it counts at this progress of the training."""
-        return self.start <= progress and (progress < self.end or self.end >= 1)
-
-    def weight_at(self, progress: float) -> float:
-        """Its factor at this progress of the training."""
-        return self.weight(progress) if callable(self.weight) else self.weight
+    parts: Tensor
 
 
 class Objective(nn.Module):
@@ -102,6 +61,10 @@ class Objective(nn.Module):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"an objective needs at least one term and unique names, got {names}")
         self.terms = tuple(terms)
+        self._named = {term.name: term for term in terms}
+        for term in terms:
+            if isinstance(term.loss, WeightPenalty) and class_vectors(self._named[term.loss.of].loss) is None:
+                raise ValueError(f"{term.name}: {term.loss.of} has no class vectors that are trained")
         self.losses = nn.ModuleDict({term.name: term.loss for term in terms})
         plateaus = {term.name: term.weight for term in terms if isinstance(term.weight, Plateau)}
         self.plateaus = nn.ModuleDict(plateaus)
@@ -118,56 +81,51 @@ class Objective(nn.Module):
         embedding_dim: int,
         class_counts: Sequence[int] | None = None,
         balance: Mapping[str, Any] | None = None,
+        *,
+        columns: Mapping[str, Column] | None = None,
+        teachers: Mapping[str, int] | None = None,
+        pixels: tuple[Sequence[float], Sequence[float]] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     ) -> "Objective":
         """Builds an objective from the list of a recipe.
 
         Args:
             terms: mappings with `loss`, the optional keys of a term (`name`, `weight`, `on`, `start`, `end`)
                 and the options of the loss. Terms without a name are called after their loss (`triplet`,
-                `triplet_2`, ...).
+                `triplet_2`, ...) or column.
             num_classes: number of identities; given to the losses that want it.
             feature_dim: width of the features, before the neck.
             embedding_dim: width of the embedding, after the neck.
             class_counts: images of each identity, for the losses that want them.
             balance: `{name: uncertainty | dwa | gradnorm, option: value, ...}`.
+            columns: what the training data say of the columns that terms name, by `recipe.column_key`.
+            teachers: width of each teacher's embedding, by the `teacher` of the terms.
+            pixels: mean and standard deviation per channel, as the images were normalised.
 
         Raises:
-            ValueError: all problems of the list in one message.
+            ValueError: all problems of the list in one message, or a column or teacher that is missing.
         """
         problems = cls.problems(terms)
         if problems:
             raise ValueError(
                 "; ".join(f"objective.{path}: {text}".replace(".:", ":") for path, text in problems)
             )
-        built = []
-        for name, options in zip(_names(terms), terms, strict=True):
-            own = {key: options[key] for key in KEYS if key in options and key != "name"}
-            dim = feature_dim if own.get("on") == "features" else embedding_dim
-            if "weight" in own:
-                own["weight"] = build_weight(own["weight"])
-            given = {"num_classes": num_classes, "embedding_dim": dim, "class_counts": class_counts}
-            built.append(Term(name=name, loss=LOSSES.build(_loss_options(options), **given), **own))
+        facts = Facts(
+            num_classes,
+            feature_dim,
+            embedding_dim,
+            class_counts,
+            columns or {},
+            teachers or {},
+            tuple(pixels[0]),
+            tuple(pixels[1]),
+        )
+        built = build_terms(terms, facts)
         return cls(built, None if balance is None else BALANCES.build(balance, terms=len(built)))
 
     @staticmethod
     def problems(terms: Any) -> list[tuple[str, str]]:
-        """What is wrong with the list of a recipe, all at once, without building it.
-
-        Returns:
-            (path, message) pairs; the path is relative to the list: '' for the list itself, '1' for its
-            second term, '1.margin' for an option of it. Empty if `from_config` can build it.
-        """
-        if not isinstance(terms, Sequence) or isinstance(terms, str) or not terms:
-            return [("", "needs a list of at least one term, such as [{loss: softmax}]")]
-        found = []
-        for index, options in enumerate(terms):
-            if not isinstance(options, Mapping):
-                found.append((str(index), f"expected a mapping such as {{loss: softmax}}, got {options!r}"))
-                continue
-            found += [(f"{index}.{key}".rstrip("."), text) for key, text in _term_problems(options)]
-        if not found:
-            found = _name_problems(terms) + _gap_problems(terms)
-        return found
+        """What is wrong with the list of a recipe, as `recipe_checks.list_problems` says it."""
+        return list_problems(terms)
 
     def forward(
         self,
@@ -178,6 +136,7 @@ class Objective(nn.Module):
         gather: Gather | None = None,
         *,
         norms: bool = False,
+        side: Side | None = None,
     ) -> ObjectiveOutput:
         """Computes the active terms.
 
@@ -190,9 +149,10 @@ class Objective(nn.Module):
                 Used for losses that compare samples with each other, once for each of features and embedding.
             norms: measure the gradient of each term at the features; costs a backward pass from the losses to
                 there.
+            side: images, columns and teachers, for the terms that read them.
 
         Raises:
-            ValueError: progress outside [0, 1], or a tensor a loss cannot use.
+            ValueError: progress outside [0, 1], a tensor a loss cannot use, or a missing part of `side`.
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must lie in [0, 1], got {progress}")
@@ -207,29 +167,32 @@ class Objective(nn.Module):
                 total = total + _untouched(self._parameters_of(place))
                 continue
             batch = local[term.on]
-            if gather is not None and getattr(term.loss, "pairwise", False):
-                if term.on not in joined:
-                    joined[term.on] = gather(*batch)
-                batch = joined[term.on]
-            values[term.name] = term.loss(*batch)
+            if isinstance(term.loss, SideTerm):
+                moment = Moment(*batch, progress, self._named, side or Side(), gather)
+                values[term.name] = term.loss.at(moment)
+            else:
+                if gather is not None and getattr(term.loss, "pairwise", False):
+                    if term.on not in joined:
+                        joined[term.on] = gather(*batch)
+                    batch = joined[term.on]
+                values[term.name] = term.loss(*batch)
             weights[term.name] = term.weight_at(progress)
             active.append(place)
-            if self.balance is None:
-                total = total + weights[term.name] * values[term.name]
         measured = None
         if norms or (self.balance is not None and self.balance.wants_norms):
             measured = _gradient_norms(values, features)
+        parts = torch.stack([weights[name] * value for name, value in values.items()])
         if self.balance is not None:
-            parts = torch.stack([weights[name] * value for name, value in values.items()])
-            total = total + self.balance.total(parts, active)
-            factors = self.balance.factors(active).tolist()
             own = torch.tensor(list(weights.values()), device=embedding.device)
-            weights = {name: weights[name] * factor for name, factor in zip(values, factors, strict=True)}
             self._measured = (parts.detach(), None if measured is None else own * measured, active)
+            factors = self.balance.factors(active).tolist()
+            weights = {name: weights[name] * factor for name, factor in zip(values, factors, strict=True)}
+            parts = self.balance.parts(parts, active)
+        total = total + parts.sum()
         self._latest = tuple(self.terms[place] for place in active)
         terms = {name: value.detach() for name, value in values.items()}
         shown = {} if measured is None else dict(zip(values, measured.unbind(), strict=True))
-        return ObjectiveOutput(total, terms, weights, shown)
+        return ObjectiveOutput(total, terms, weights, shown, parts)
 
     def _parameters_of(self, place: int) -> list[nn.Parameter]:
         """What is trained for one term alone."""
@@ -244,9 +207,13 @@ class Objective(nn.Module):
         return parts
 
     def inactive_parameters(self, progress: float) -> list[nn.Parameter]:
-        """Parameters of the terms outside their window: no optimiser should decay or move them."""
-        inactive = (place for place, term in enumerate(self.terms) if not term.active(progress))
-        return [p for place in inactive for p in self._parameters_of(place)]
+        """Parameters of the terms outside their window: no optimiser should decay or move them.
+
+        Not those of a term that an active one is about.
+        """
+        inactive = [place for place, term in enumerate(self.terms) if not term.active(progress)]
+        read = {getattr(term.loss, "of", None) for term in self.terms if term.active(progress)}
+        return [p for i in inactive if self.terms[i].name not in read for p in self._parameters_of(i)]
 
     @torch.no_grad()
     def after_step(
@@ -311,95 +278,3 @@ def _mean(values: Tensor, gather: Gather | None) -> Tensor:
         return values
     joined, _ = gather(values[None], torch.zeros(1, dtype=torch.int64, device=values.device))
     return joined.mean(dim=0)
-
-
-def _loss_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in KEYS}
-
-
-def _names(terms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each term: its own, else that of its loss with a number from the second on."""
-    taken = {options["name"] for options in terms if "name" in options}
-    names = []
-    for options in terms:
-        name = options.get("name")
-        if name is None:
-            name, number = options["loss"], 1
-            while name in taken:
-                number += 1
-                name = f"{options['loss']}_{number}"
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def _term_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key, message) pairs of one term; the key is '' where the term as a whole is meant."""
-    found = []
-    for key, hint in KEYS.items():
-        if key in options and not matches(options[key], hint):
-            found.append((key, f"expected {describe(hint)}, got {options[key]!r}"))
-    wrong = {key for key, _ in found}
-    found += [("weight", text) for text in weight_problems(options.get("weight", 1.0))]
-    if not wrong & {"start", "end"}:
-        start, end = options.get("start", 0.0), options.get("end", 1.0)
-        if not 0 <= start < end <= 1:
-            key = "start" if "start" in options else "end"
-            found.append((key, f"needs 0 <= start < end <= 1, got {start} to {end}"))
-    name = options.get("name", "x")
-    if "name" not in wrong and (not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name)):
-        found.append(
-            ("name", f"{name!r} cannot be a name: take letters, digits, '_' and '-', such as 'id_loss'")
-        )
-    loss = options.get("loss")
-    if not isinstance(loss, str) or loss not in LOSSES.names():
-        return [*found, ("loss", LOSSES.problems({"loss": loss})[0])]
-    return found + _option_problems(LOSSES.get(loss), _loss_options(options))
-
-
-def _option_problems(loss: type, options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names, types and ranges of the options of a loss."""
-    allowed = [name for name in inspect.signature(loss).parameters if name not in GIVEN]
-    own = {key: value for key, value in options.items() if key != "loss"}
-    found = [(key, unknown("option", key, allowed + list(KEYS))) for key in own if key not in allowed]
-    own = {key: value for key, value in own.items() if key in allowed}
-    found += [_split(line) for line in signature_problems(loss, own, tuple(GIVEN))]
-    wrong = {key for key, _ in found}
-    parameters = inspect.signature(loss).parameters
-    if any(p.default is p.empty and name not in own for name, p in parameters.items() if name not in GIVEN):
-        return found  # a required option is missing, and is reported already
-    arguments = {key: value for key, value in own.items() if key not in wrong}
-    arguments |= {key: value for key, value in GIVEN.items() if key in parameters}
-    try:
-        with torch.device("meta"):  # the constructor's own checks, but no memory and no random numbers
-            loss(**arguments)
-    except OptionError as error:
-        found += [_split(line) for line in error.problems]
-    except ValueError as error:
-        found.append(("", str(error)))
-    return found
-
-
-def _split(line: str) -> tuple[str, str]:
-    key, _, text = line.partition(": ")
-    return key, text
-
-
-def _name_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    given = [options.get("name") for options in terms]
-    return [
-        (f"{index}.name", f"{name!r} is the name of another term")
-        for index, name in enumerate(given)
-        if name is not None and name in given[:index]
-    ]
-
-
-def _gap_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """A stretch of the training in which no term is on would train nothing."""
-    covered = 0.0
-    windows = sorted((term.get("start", 0.0), term.get("end", 1.0)) for term in terms)
-    for start, end in [*windows, (1.0, 1.0)]:
-        if start > covered:
-            return [("", f"no term is on between {covered:g} and {start:g} of the training")]
-        covered = max(covered, end)
-    return []

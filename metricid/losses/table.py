@@ -14,7 +14,7 @@ import yaml
 from metricid.losses.adversarial import ADVERSARIAL
 from metricid.losses.catalog import LOSSES
 from metricid.losses.distillation import DISTILLATION
-from metricid.losses.objective import GIVEN
+from metricid.losses.recipe import GIVEN
 from metricid.losses.regression import TASKS
 from metricid.losses.weights import REGULARISERS
 from metricid.registry import Registry

@@ -51,7 +51,7 @@ def test_uncertainty_settles_where_the_factor_is_half_the_inverse_of_the_loss():
     optimizer = torch.optim.Adam(balance.parameters(), lr=0.05)
     for _ in range(600):
         optimizer.zero_grad()
-        balance.total(values, [0, 1]).backward()
+        balance.parts(values, [0, 1]).sum().backward()
         optimizer.step()
     assert_close(balance.factors([0, 1]), 0.5 / values, rtol=1e-3, atol=1e-3)
 

@@ -76,7 +76,7 @@ def test_regularisers_of_parameters_are_finite_at_the_edges(name: str, edge: str
 def test_distillation_is_finite_at_the_edges(name: str, edge: str) -> None:
     x = EDGES[edge]
     teacher = torch.randn(x.shape, requires_grad=True)
-    for form in ("mse", "l1", "smooth_l1", "cosine") if name == "embedding" else (None,):
+    for form in ("mse", "l1", "smooth_l1", "cosine") if name == "embedding_distillation" else (None,):
         options = {"loss": name} if form is None else {"loss": name, "form": form}
         loss = DISTILLATION.build(options, embedding_dim=4)
         for given in (teacher, torch.zeros_like(x), x):
@@ -84,7 +84,9 @@ def test_distillation_is_finite_at_the_edges(name: str, edge: str) -> None:
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("name", [n for n in DISTILLATION.names() if n not in ("logits", "embedding")])
+@pytest.mark.parametrize(
+    "name", [n for n in DISTILLATION.names() if n not in ("logit_distillation", "embedding_distillation")]
+)
 def test_relations_do_not_depend_on_the_teachers_scale_or_width(name: str) -> None:
     torch.manual_seed(0)
     loss = DISTILLATION.build({"loss": name})

@@ -1,0 +1,221 @@
+"""What is wrong with the list of terms in a recipe, all at once."""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from metricid.losses.adversarial import ADVERSARIAL
+from metricid.losses.catalog import LOSSES
+from metricid.losses.checks import OptionError
+from metricid.losses.distillation import DISTILLATION
+from metricid.losses.recipe import (
+    GIVEN,
+    GIVEN_BY_KIND,
+    KEYS,
+    NETWORK,
+    ON_LOGITS,
+    SIDE_KEYS,
+    loss_options,
+    needs_partner,
+    offers,
+    partner,
+    registry_of,
+    term_names,
+)
+from metricid.losses.regression import TASKS
+from metricid.losses.schedules import weight_problems
+from metricid.losses.weights import REGULARISERS
+from metricid.registry import Registry, describe, matches, signature_problems, unknown
+
+OF_NETWORK = ("l1", "l2")
+IN_OWN_LOOPS = ("gan_discriminator", "gan_generator")
+
+
+def list_problems(terms: Any) -> list[tuple[str, str]]:
+    """What is wrong with the list of a recipe, all at once, without building it.
+
+    Returns:
+        (path, message) pairs; the path is relative to the list: '' for the list itself, '1' for its
+        second term, '1.margin' for an option of it. Empty if `build_terms` can build it.
+    """
+    if not isinstance(terms, Sequence) or isinstance(terms, str) or not terms:
+        return [("", "needs a list of at least one term, such as [{loss: softmax}]")]
+    found = []
+    for index, options in enumerate(terms):
+        if not isinstance(options, Mapping):
+            found.append((str(index), f"expected a mapping such as {{loss: softmax}}, got {options!r}"))
+            continue
+        found += [(f"{index}.{key}".rstrip("."), text) for key, text in _term_problems(options)]
+    if not found:
+        found = _name_problems(terms) + _gap_problems(terms)
+    return found or _partner_problems(terms)
+
+
+def _term_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, message) pairs of one term; the key is '' where the term as a whole is meant."""
+    found = []
+    for key, hint in (KEYS | SIDE_KEYS).items():
+        if key in options and not matches(options[key], hint):
+            found.append((key, f"expected {describe(hint)}, got {options[key]!r}"))
+    wrong = {key for key, _ in found}
+    found += [("weight", text) for text in weight_problems(options.get("weight", 1.0))]
+    if not wrong & {"start", "end"}:
+        start, end = options.get("start", 0.0), options.get("end", 1.0)
+        if not 0 <= start < end <= 1:
+            key = "start" if "start" in options else "end"
+            found.append((key, f"needs 0 <= start < end <= 1, got {start} to {end}"))
+    name = options.get("name", "x")
+    if "name" not in wrong and (not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name)):
+        found.append(
+            ("name", f"{name!r} cannot be a name: take letters, digits, '_' and '-', such as 'id_loss'")
+        )
+    if wrong & SIDE_KEYS.keys():
+        return found
+    return found + _loss_problems(options)
+
+
+def _loss_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The loss by name, the keys that its kind of term takes, and its own options."""
+    chosen, registry = loss_options(options), registry_of(options)
+    loss = chosen.get("loss")
+    if not isinstance(loss, str) or loss not in registry.names():
+        return [("loss", _unknown_loss(chosen, registry))]
+    if loss in IN_OWN_LOOPS:
+        return [
+            (
+                "loss",
+                f"{loss} needs a discriminator with steps of its own, which a loop of yours can give it; "
+                "in a recipe take domain_adversarial with form: minimax or hinge",
+            )
+        ]
+    cls = registry.get(loss)
+    if "task" in options:
+        found = _task_problems(options, cls, chosen)
+        takes = {"attributes": {"columns"}}.get(options["task"], {"column"})
+    else:
+        found = []
+        takes = _side_keys(loss, registry)
+        if registry is DISTILLATION and "teacher" not in options:
+            found.append(
+                ("teacher", "is required: a run folder or checkpoint of metricid, or stored embeddings")
+            )
+        if options.get("of") == NETWORK and loss not in OF_NETWORK:
+            found.append(("of", f"{loss} takes one matrix, such as the class vectors of a term; name a term"))
+    found += [
+        (key, f"is not for {'task' if 'task' in options else 'loss'} {options.get('task', loss)}")
+        for key in SIDE_KEYS
+        if key in options and key not in {*takes, "task"}
+    ]
+    return found + _option_problems(cls, chosen, GIVEN_BY_KIND.get(registry.kind, GIVEN), takes)
+
+
+def _unknown_loss(chosen: Mapping[str, Any], registry: Registry) -> str:
+    if registry is not LOSSES or not isinstance(chosen.get("loss"), str):
+        return registry.problems({"loss": chosen["loss"]} if "loss" in chosen else {})[0]
+    everything = sorted(
+        {name for known in (LOSSES, REGULARISERS, DISTILLATION, ADVERSARIAL) for name in known.names()}
+        - set(IN_OWN_LOOPS)
+    )
+    if chosen["loss"] in TASKS.names():
+        return f"{chosen['loss']!r} is for a number in a manifest column; add task: number and column: ..."
+    return unknown("loss", chosen["loss"], everything)
+
+
+def _side_keys(loss: str, registry: Registry) -> set[str]:
+    if registry is DISTILLATION:
+        return {"teacher", "of"} if loss in ON_LOGITS else {"teacher"}
+    if registry is ADVERSARIAL:
+        return {"of"} if loss in ON_LOGITS else {"column"}
+    return {"of"} if registry is REGULARISERS else set()
+
+
+def _task_problems(options: Mapping[str, Any], cls: type, chosen: Mapping[str, Any]) -> list[tuple[str, str]]:
+    task = options["task"]
+    if task == "attributes":
+        found = []
+        columns = options.get("columns")
+        if not columns or len(set(columns)) < len(columns):
+            found.append(("columns", "is required: a list of different manifest columns, such as [hat, bag]"))
+        if chosen["loss"] not in ("binary_cross_entropy", "focal") or chosen.get("form") == "multiclass":
+            found.append(("loss", "attributes take binary_cross_entropy, or focal with form: binary"))
+        return found
+    found = [] if options.get("column") else [("column", "is required: the name of a manifest column")]
+    whole = getattr(cls, "kind", None) == "classification" and chosen["loss"] != "binary_cross_entropy"
+    if task == "category" and (not whole or chosen.get("form") == "binary"):
+        found.append(("loss", "a category takes a classification loss, such as softmax or focal"))
+    if task == "number" and chosen["loss"] == "dice":
+        found.append(("loss", "a number takes mse, mae, smooth_l1 or huber"))
+    return found
+
+
+def _option_problems(
+    loss: type, options: Mapping[str, Any], given: Mapping[str, Any], takes: set[str]
+) -> list[tuple[str, str]]:
+    """Names, types and ranges of the options of a loss."""
+    parameters = inspect.signature(loss).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    allowed = [name for name, p in parameters.items() if name not in given and p.kind not in variable]
+    own = {key: value for key, value in options.items() if key != "loss"}
+    known = [*allowed, *KEYS, *sorted(takes)]
+    found = [(key, unknown("option", key, known)) for key in own if key not in allowed]
+    own = {key: value for key, value in own.items() if key in allowed}
+    found += [_split(line) for line in signature_problems(loss, own, tuple(given))]
+    wrong = {key for key, _ in found}
+    if any(parameters[name].default is inspect.Parameter.empty and name not in own for name in allowed):
+        return found  # a required option is missing, and is reported already
+    arguments = {key: value for key, value in own.items() if key not in wrong}
+    arguments |= {key: value for key, value in given.items() if key in parameters}
+    try:
+        with torch.device("meta"):  # the constructor's own checks, but no memory and no random numbers
+            loss(**arguments)
+    except OptionError as error:
+        found += [_split(line) for line in error.problems]
+    except ValueError as error:
+        found.append(("", str(error)))
+    return found
+
+
+def _split(line: str) -> tuple[str, str]:
+    key, _, text = line.partition(": ")
+    return key, text
+
+
+def _name_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    given = [options.get("name") for options in terms]
+    return [
+        (f"{index}.name", f"{name!r} is the name of another term")
+        for index, name in enumerate(given)
+        if name is not None and name in given[:index]
+    ]
+
+
+def _gap_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """A stretch of the training in which no term is on would train nothing."""
+    covered = 0.0
+    windows = sorted((term.get("start", 0.0), term.get("end", 1.0)) for term in terms)
+    for start, end in [*windows, (1.0, 1.0)]:
+        if start > covered:
+            return [("", f"no term is on between {covered:g} and {start:g} of the training")]
+        covered = max(covered, end)
+    return []
+
+
+def _partner_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The terms that terms are about: they exist, and have what is asked of them."""
+    found = []
+    for place, options in enumerate(terms):
+        if needs_partner(options) and partner(terms, place) < 0:
+            loss = options["loss"]
+            what = "class logits" if loss in ON_LOGITS else "class vectors"
+            of = options.get("of")
+            if of is None:
+                found.append((str(place), f"{loss} needs a term with {what} beside it, such as softmax"))
+            else:
+                known = [n for n, t in zip(term_names(terms), terms, strict=True) if offers(t, loss)]
+                listed = f" (one of: {', '.join(known)})" if known else "; add one, such as softmax"
+                found.append((f"{place}.of", f"no term {of!r} with {what}{listed}"))
+    return found
