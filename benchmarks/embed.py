@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -33,6 +34,7 @@ from pathlib import Path
 
 import cv2
 import torch
+from tqdm import tqdm
 
 from metricid.data.embedding_file import write_embeddings
 from metricid.data.embedding_parts import PartFolder
@@ -51,13 +53,18 @@ SIZE = (112, 112)
 DRAWN = 500
 
 
-def write_images(file: Path, count: int) -> None:
-    """A tar of JPEGs (quality 95): generated faces, each drawn once and stored under several names."""
+def draw_faces() -> list[bytes]:
+    """Generated faces as JPEGs (quality 95)."""
     faces = SyntheticFaces(identities=DRAWN // 5, images=5, size=SIZE)
     stored = []
-    for path in faces.paths():
+    for path in tqdm(faces.paths(), desc="draw faces", unit="img", leave=False):
         pixels = cv2.cvtColor(faces.read(path), cv2.COLOR_RGB2BGR)
         stored.append(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+    return stored
+
+
+def write_images(file: Path, stored: list[bytes], count: int) -> None:
+    """A tar of images, each stored under several names."""
     with tarfile.open(file, "w") as tar:
         for number in range(count):
             member = tarfile.TarInfo(f"{number % 100:03d}/{number:07d}.jpg")
@@ -146,8 +153,9 @@ def embed(options: argparse.Namespace, folder: Path) -> Callable[[], Run]:
 
     def measure() -> Run:
         clock = Clock()
+        bar = tqdm(total=len(table), desc="embed", unit="img", mininterval=1.0, leave=False)
         parts = PartFolder(target, len(table), options.part_images)
-        with parts.locked():
+        with bar, parts.locked():
             parts.bind({"model": model.fingerprint}, afresh=True)
             speed = embed_parts(
                 model,
@@ -159,6 +167,7 @@ def embed(options: argparse.Namespace, folder: Path) -> Callable[[], Run]:
                 batch_size=options.batch_size,
                 flip=False,
                 workers=pick_workers("auto" if options.workers is None else options.workers, 1, device),
+                bar=bar,
             )
             blocks = (parts.read(part)[1] for part in range(len(parts)))
             write_embeddings(target, table, blocks, model.describe(), dimension=model.output_dim)
@@ -179,17 +188,18 @@ LOOPS = {"bare": bare, KEPT: bare, "metricid": embed}
 
 
 def serve(name: str, folder: Path, options: argparse.Namespace, pipe: Connection) -> None:
-    """One loop in a process: answers each message with a turn of it."""
+    """One loop in a process: answers each message with a turn of it, and ends with None."""
     if pick_device(options.device).type == "cpu" and name != "bare":
         keep_freed_memory()
     measure = LOOPS[name](options, folder)
-    while True:
-        pipe.recv()
+    while pipe.recv() is not None:
         pipe.send(measure())
 
 
-def measure_in_turns(names: Iterable[str], folder: Path, options: argparse.Namespace) -> dict[str, list[Run]]:
-    """The turns of each loop, after one that fills caches."""
+def measure_in_turns(
+    names: Iterable[str], folder: Path, options: argparse.Namespace, *, first: int = 1
+) -> dict[str, list[Run]]:
+    """The turns of each loop; those before `first` fill caches and do not count."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
@@ -201,12 +211,17 @@ def measure_in_turns(names: Iterable[str], folder: Path, options: argparse.Names
             process.start()
             processes.append(process)
             theirs.close()
-        for turn in range(options.rounds + 1):
+        for turn in range(options.rounds + first):
             for name, pipe in pipes.items():
                 pipe.send(turn)
                 run = pipe.recv()
-                if turn:
+                say(f"round {turn} of {options.rounds}, {name}: {run.speed:.0f} img/s")
+                if turn >= first:
                     runs[name].append(run)
+        for pipe in pipes.values():
+            pipe.send(None)
+        for process in processes:
+            process.join()
     finally:
         for process in processes:
             process.terminate()
@@ -217,12 +232,24 @@ def measure_in_turns(names: Iterable[str], folder: Path, options: argparse.Names
 def measure_memory(options: argparse.Namespace) -> None:
     """Peak memory of the loop for few and for many images, each in a process of its own."""
     options.backbone, options.dimension, options.part_images, options.rounds = "test_resnet", 4096, 256, 1
+    stored = draw_faces()
+    found = []
     for count in (1_000, 8_000):
         with tempfile.TemporaryDirectory() as name:
-            write_images(Path(name) / "faces.tar", count)
-            run = measure_in_turns(["metricid"], Path(name), options)["metricid"][0]
+            write_images(Path(name) / "faces.tar", stored, count)
+            run = measure_in_turns(["metricid"], Path(name), options, first=0)["metricid"][0]
         size = options.dimension * 4 * count / 2**20
-        print(f"{count} images of {size:.0f} MiB of embeddings: peak {run.peak_mib:.0f} MiB")
+        found.append({"images": count, "embeddings_mib": size, "peak_mib": run.peak_mib})
+        if not options.json:
+            line = f"{count} images of {size:.0f} MiB of embeddings: peak {run.peak_mib:.0f} MiB"
+            print(line, flush=True)
+    if options.json:
+        print(json.dumps(found))
+
+
+def say(line: str) -> None:
+    """A line on standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -246,7 +273,7 @@ def main() -> None:
         measure_memory(options)
         return
     with tempfile.TemporaryDirectory() as name:
-        write_images(Path(name) / "faces.tar", options.images)
+        write_images(Path(name) / "faces.tar", draw_faces(), options.images)
         runs = measure_in_turns(LOOPS, Path(name), options)
     ours = runs["metricid"]
     ratios = {
