@@ -10,9 +10,11 @@ from typing import Literal, Protocol
 import numpy as np
 
 from metricid.errors import InputError
+from metricid.mining.sampler import HardIdentitySampler
 from metricid.registry import Registry
 
 SAMPLERS = Registry("sampler")
+SAMPLERS.register("hard_identity")(HardIdentitySampler)
 
 
 class Sampler(Protocol):

@@ -1,5 +1,22 @@
-"""Mining: which samples of a batch to compare. Tensors in, tensors out."""
+"""Mining: which samples of a batch to compare, and which identities to put into the next."""
 
+from metricid.mining.background import BackgroundSearch
+from metricid.mining.centers import RunningCenters
+from metricid.mining.guard import alike_pairs
 from metricid.mining.inbatch import Triplets, batch_all, batch_hard, pair_masks, semi_hard
+from metricid.mining.neighbours import Neighbours, find_neighbours
+from metricid.mining.sampler import HardIdentitySampler
 
-__all__ = ["Triplets", "batch_all", "batch_hard", "pair_masks", "semi_hard"]
+__all__ = [
+    "BackgroundSearch",
+    "HardIdentitySampler",
+    "Neighbours",
+    "RunningCenters",
+    "Triplets",
+    "alike_pairs",
+    "batch_all",
+    "batch_hard",
+    "find_neighbours",
+    "pair_masks",
+    "semi_hard",
+]

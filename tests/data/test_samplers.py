@@ -215,7 +215,7 @@ def test_recipes_name_samplers_by_their_options():
         {"name": "pk", "identities": 5, "images": 2}, labels=labels, seed=1, rank=0, world_size=1
     )
     assert (pk.batch_size, pk.identities, pk.images) == (10, 5, 2)
-    assert SAMPLERS.names() == ["class_balanced", "pk", "shuffle"]
+    assert SAMPLERS.names() == ["class_balanced", "hard_identity", "pk", "shuffle"]
     given = ("labels", "seed", "rank", "world_size")
     assert SAMPLERS.problems({"name": "shuffle", "batch_size": 8}, given) == []
     assert "did you mean 'identities'" in SAMPLERS.problems({"name": "pk", "identites": 8}, given)[0]

@@ -1,0 +1,78 @@
+"""One vector per identity: a running mean of its embeddings."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["RunningCenters"]
+
+
+class RunningCenters(nn.Module):
+    """The running mean of each identity's embeddings, scaled to length 1 before they are averaged.
+
+    The first batch that holds an identity sets its center to the mean of its embeddings there; every later
+    one moves it: center = momentum * center + (1 - momentum) * mean. Identities not seen yet have a row of
+    zeros. Buffers are saved with the module. With several processes give all of them the gathered batch, and
+    all hold the same.
+
+    Example:
+        >>> centers = RunningCenters(identities=3, dim=2, momentum=0.5)
+        >>> centers.update(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([1, 1]))
+        >>> centers.vectors.tolist()
+        [[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]
+    """
+
+    vectors: Tensor
+    batches: Tensor
+
+    def __init__(self, identities: int, dim: int, *, momentum: float = 0.9):
+        """
+        Args:
+            identities: C.
+            dim: D.
+            momentum: what stays of a center when a batch holds its identity, in [0, 1).
+
+        Raises:
+            ValueError: an option outside its range.
+        """
+        super().__init__()
+        if identities < 1 or dim < 1:
+            raise ValueError(f"identities and dim must be at least 1, not {identities} and {dim}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), not {momentum}")
+        self.momentum = momentum
+        self.register_buffer("vectors", torch.zeros(identities, dim))
+        self.register_buffer("batches", torch.zeros(identities, dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Takes in a batch; the host does not wait for the device.
+
+        Args:
+            embeddings: [B, D], any float dtype.
+            labels: [B] int64 in [0, C).
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        if embeddings.dim() != 2 or embeddings.shape[1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"embeddings must be [B, {self.vectors.shape[1]}], not {tuple(embeddings.shape)}"
+            )
+        if labels.shape != embeddings.shape[:1]:
+            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {tuple(labels.shape)}")
+        if not len(labels):
+            return
+        # Every image of an identity writes the same row, so that the order of the writes does not matter.
+        same = labels[:, None] == labels[None, :]
+        unit = F.normalize(embeddings.detach().float(), dim=1)
+        mean = (same.float() @ unit) / same.sum(dim=1, keepdim=True)
+        mean = mean[same.to(torch.uint8).argmax(dim=1)]
+        stays = torch.where(self.batches[labels] > 0, self.momentum, 0.0).unsqueeze(1)
+        self.vectors[labels] = stays * self.vectors[labels] + (1 - stays) * mean
+        self.batches[labels] = self.batches[labels] + 1
+
+    @torch.no_grad()
+    def distances(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """[B] cosine distance, 1 - cosine, of each embedding to its identity's center."""
+        return 1 - F.cosine_similarity(embeddings.detach().float(), self.vectors[labels], dim=1)

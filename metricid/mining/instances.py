@@ -1,0 +1,84 @@
+"""Which images of an identity a batch shows."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Images"]
+
+FAR_PART = 4  # the farthest quarter of an identity's images counts as far
+
+
+class Images:
+    """Images grouped by identity; identity i is the i-th smallest label.
+
+    Args:
+        labels: [N].
+    """
+
+    def __init__(self, labels: NDArray[np.generic]):
+        self.names, place, self.counts = np.unique(labels, return_inverse=True, return_counts=True)
+        self._rows = np.argsort(place, kind="stable")
+        self._place = place[self._rows]
+        self._starts = np.cumsum(self.counts) - self.counts
+
+    def far_ranks(self, distances: NDArray[np.floating]) -> NDArray[np.int32]:
+        """[N] int32: the place of each image among its identity's, the farthest first.
+
+        Args:
+            distances: [N] of each image to the center of its identity.
+        """
+        order = np.lexsort((-distances[self._rows], self._place))
+        ranks = np.empty(len(self._rows), np.int32)
+        ranks[self._rows[order]] = np.arange(len(order)) - np.repeat(self._starts, self.counts)
+        return ranks
+
+    def walk(
+        self, rng: np.random.Generator, images: int, far: int, ranks: NDArray[np.int32] | None
+    ) -> "Walk":
+        """A new order of each identity's images.
+
+        Args:
+            rng: decides it.
+            images: K, of an identity in a batch.
+            far: how many of these come from its farthest quarter.
+            ranks: [N] of `far_ranks`; None where nothing is known yet, and then none are preferred.
+        """
+        first = np.zeros(len(self.counts), np.int64)
+        keys = rng.random(len(self._rows))
+        if ranks is not None and far:
+            quarter = np.clip(-(-self.counts // FAR_PART), far, np.maximum(self.counts - images + far, far))
+            first = np.where(self.counts > images, quarter, 0)
+            keys = keys / 2 + 0.5 * (ranks[self._rows] >= np.repeat(first, self.counts))
+        order = self._rows[np.argsort(self._place + keys)]
+        return Walk(order, self._starts, self.counts, first, images, far)
+
+
+class Walk:
+    """An endless walk through each identity's images: through the far ones, and through the others.
+
+    An identity with more images than a batch shows has two such walks; any other has one, and repeats its
+    images as evenly as possible.
+    """
+
+    def __init__(
+        self,
+        order: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        first: NDArray[np.int64],
+        images: int,
+        far: int,
+    ):
+        self._order, self._starts, self._counts, self._first = order, starts, counts, first
+        self._images, self._far = images, far
+
+    def draw(self, identities: NDArray[np.int64], times: NDArray[np.int32]) -> NDArray[np.int64]:
+        """[I, K] image rows for the identities [I], each coming for the given time [I] (from 0)."""
+        steps = np.arange(self._images)
+        first = self._first[identities, None]
+        far = np.where(first > 0, self._far, 0)
+        rest = self._counts[identities, None] - first
+        again = times[:, None].astype(np.int64)
+        among_far = (again * far + steps) % np.maximum(first, 1)
+        among_rest = first + (again * (self._images - far) + steps - far) % np.maximum(rest, 1)
+        return self._order[self._starts[identities, None] + np.where(steps < far, among_far, among_rest)]

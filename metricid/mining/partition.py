@@ -1,0 +1,192 @@
+"""Approximate nearest neighbours of very many vectors, on the CPU.
+
+The vectors are partitioned by k-means (of FAISS), as for an inverted file, and each is compared with the
+members of the lists nearest to it. An inverted file reads vectors query by query and waits for the memory;
+here all queries that visit a list meet its members in one matrix product, in 16 bits where the processor
+multiplies these natively. The best of each are then compared once more in float32.
+"""
+
+import math
+from collections.abc import Iterator
+
+import faiss
+import torch
+from torch import Tensor
+
+from metricid.mining.topk import exact_search, keep, merge_tables
+
+__all__ = ["partitioned_search"]
+
+TARGET = 0.925  # of the true neighbours in the lists visited, as chosen on a sample
+MOST_VISITED = 0.5  # of the lists
+SAMPLE = 300
+TRAIN_PER_LIST = 64
+BLOCK = 65_536  # queries at a time
+DENSE = 4  # nearest lists, whose best set the bar for the others
+HELD = 1 << 23  # candidates before they are merged
+CHUNK = 2048  # rows of a matrix product
+FEW = 128  # rows whose candidates fit into the processor cache
+
+
+def partitioned_search(unit: Tensor, known: Tensor, k: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The k nearest others of each row by dot product, most of them.
+
+    How many lists are visited follows from the true neighbours of a sample. Memory beyond the vectors
+    and the result: a copy in 16 bits where these are used, and blocks of a fixed size.
+
+    Args:
+        unit: [C, D] float32 on the CPU, rows of length 1.
+        known: [C] bool; the others have no neighbours and are nobody's.
+        k: columns of the result.
+        seed: of the sample and of k-means.
+
+    Returns:
+        ids [C, k] int32 (-1 where empty), values [C, k] float32 (0 where empty).
+    """
+    rows = known.nonzero().squeeze(1)
+    ids = torch.full((len(unit), k), -1, dtype=torch.int32)
+    values = torch.zeros(len(unit), k)
+    if len(rows) < 2:
+        return ids, values
+    lists = _Lists(unit, rows, seed)
+    visits = _enough_visits(unit, known, lists, k, seed)
+    for mine in rows.split(BLOCK):
+        _search_block(unit, lists, mine, visits, k, ids, values)
+    return ids, values
+
+
+class _Lists:
+    """The partition: centres, and the members of each list in the order of their numbers."""
+
+    def __init__(self, unit: Tensor, rows: Tensor, seed: int):
+        number = 2 ** round(math.log2(math.sqrt(len(rows))))
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(rows), generator=generator)[: number * TRAIN_PER_LIST]
+        means = faiss.Kmeans(unit.shape[1], number, niter=8, spherical=True, seed=seed + 1)
+        means.cp.max_points_per_centroid = TRAIN_PER_LIST
+        means.cp.min_points_per_centroid = 1
+        means.train(unit[rows[chosen]].numpy())
+        self.low = unit.bfloat16() if _fast_bfloat16() else unit
+        self.centers = torch.from_numpy(means.centroids).to(self.low.dtype)
+        self.owner = torch.full((len(unit),), -1, dtype=torch.int32)
+        for part in rows.split(CHUNK):
+            self.owner[part] = self.scores(part).argmax(dim=1).int()
+        owner = self.owner[rows]
+        self.sizes = torch.bincount(owner, minlength=number)
+        self.members = rows[owner.argsort(stable=True)].split(self.sizes.tolist())
+
+    def scores(self, rows: Tensor, others: Tensor | None = None) -> Tensor:
+        """[R, M] of some rows with some others ([M]), or with the centres."""
+        # Several times as fast as `low[rows]`.
+        right = self.centers if others is None else self.low.index_select(0, others)
+        return self.low.index_select(0, rows) @ right.T
+
+    def nearest(self, rows: Tensor, visits: int) -> Tensor:
+        """[R, visits] int32, the lists nearest to each row, nearest first."""
+        parts = [self.scores(part).topk(visits, dim=1).indices.int() for part in rows.split(CHUNK)]
+        return torch.cat(parts)
+
+
+def _fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 natively; elsewhere this is slower than float32."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def _enough_visits(unit: Tensor, known: Tensor, lists: _Lists, k: int, seed: int) -> int:
+    """The least number of lists that hold the wanted share of the true neighbours of a sample."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    rows = known.nonzero().squeeze(1)
+    rows = rows[torch.randperm(len(rows), generator=generator)[:SAMPLE]]
+    truth = exact_search(unit, known, k, rows=rows)[0]
+    order = lists.scores(rows).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1]).expand_as(order).contiguous()
+    )
+    needed = rank.gather(1, lists.owner[truth.clamp_min(0)].long())[truth >= 0].sort().values
+    enough = int(needed[math.ceil(TARGET * len(needed)) - 1]) + 1
+    number = len(lists.members)
+    return min(max(enough, DENSE), max(int(MOST_VISITED * number), DENSE), number)
+
+
+def _search_block(
+    unit: Tensor, lists: _Lists, mine: Tensor, visits: int, k: int, ids: Tensor, values: Tensor
+) -> None:
+    """Fills the rows of the result that are `mine` ([B], rising)."""
+    wide = k + max(8, k // 4) + 1  # the row itself, and what 16 bits may misplace
+    probes = lists.nearest(mine, visits)
+    dense = min(DENSE, visits)
+    best = torch.full((len(mine), dense * wide), -torch.inf)
+    best_ids = torch.full((len(mine), dense * wide), -1, dtype=torch.int32)
+    for members, queries, place in _visits(lists, probes[:, :dense]):
+        scores = lists.scores(mine[queries], members).float()
+        value, column = scores.topk(min(wide, len(members)), dim=1)
+        columns = place[:, None] * wide + torch.arange(value.shape[1])
+        best[queries[:, None], columns] = value
+        best_ids[queries[:, None], columns] = members[column].int()
+    best, order = best.topk(min(wide, best.shape[1]), dim=1)
+    top = _Top(best, best_ids.gather(1, order), lists.low.dtype)
+    for members, queries, _ in _visits(lists, probes[:, dense:]):
+        scores = lists.scores(mine[queries], members)
+        better = (scores > top.bar[queries, None]).flatten().nonzero().squeeze(1)
+        row, column = better // len(members), better % len(members)
+        top.add(queries[row], members[column], scores.flatten()[better])
+    top.merge()
+    for first in range(0, len(mine), FEW):
+        here = mine[first : first + FEW]
+        near = top.ids[first : first + FEW].sort(dim=1).values
+        others = unit.index_select(0, near.clamp_min(0).flatten()).view(*near.shape, -1)
+        exact = torch.bmm(others, unit.index_select(0, here)[:, :, None]).squeeze(2)
+        exact.masked_fill_((near < 0) | (near == here[:, None]), -torch.inf)
+        exact, order = exact.sort(dim=1, descending=True, stable=True)
+        found = torch.full((len(here), k), -1, dtype=torch.int32), torch.zeros(len(here), k)
+        keep(*found, slice(None), exact[:, :k], near.gather(1, order[:, :k]))
+        ids[here], values[here] = found
+
+
+def _visits(lists: _Lists, probes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each list: its members, who of a block visits it, and as which of its nearest lists."""
+    flat = probes.flatten()
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=len(lists.members)).tolist()
+    for members, visitors in zip(lists.members, order.split(counts), strict=True):
+        if len(members) and len(visitors):
+            yield members, visitors // probes.shape[1], visitors % probes.shape[1]
+
+
+class _Top:
+    """The best of each query of a block, and candidates that beat the last of them."""
+
+    def __init__(self, values: Tensor, ids: Tensor, dtype: torch.dtype):
+        self.values, self.ids = values, ids
+        self._dtype = dtype
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._held = 0
+        self.bar = values[:, -1].to(dtype)
+
+    def add(self, queries: Tensor, ids: Tensor, values: Tensor) -> None:
+        """Candidates: whose, who, how near ([N] each)."""
+        self._waiting.append((queries.int(), ids.int(), values))
+        self._held += len(queries)
+        if self._held > HELD:
+            self.merge()
+
+    def merge(self) -> None:
+        """Takes in the candidates and raises the bar."""
+        if not self._held:
+            return
+        queries, ids, values = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting, self._held = [], 0
+        number, wide = self.values.shape
+        # One whole number sorts by query and then by falling value, which lies in [-1, 1] but for rounding.
+        keys = queries.long() << 32 | ((2 - values.float()) * 2**29).long()
+        keys, order = keys.sort()
+        queries, ids, values = queries[order].long(), ids[order], values[order].float()
+        counts = torch.bincount(queries, minlength=number)
+        place = torch.arange(len(queries)) - (counts.cumsum(0) - counts)[queries]
+        kept = place < wide
+        new = torch.full((number, wide), -torch.inf)
+        new_ids = torch.full((number, wide), -1, dtype=torch.int32)
+        new[queries[kept], place[kept]] = values[kept]
+        new_ids[queries[kept], place[kept]] = ids[kept]
+        self.values, self.ids = merge_tables(self.values, self.ids, new, new_ids, wide)
+        self.bar = self.values[:, -1].to(self._dtype)

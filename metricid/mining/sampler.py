@@ -1,0 +1,352 @@
+"""Batches of identities that the model now confuses."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metricid.errors import InputError
+from metricid.mining.compose import Epoch
+from metricid.mining.course import Course
+from metricid.mining.guard import alike_pairs
+from metricid.mining.instances import Images, Walk
+from metricid.mining.neighbours import EXACT_UP_TO, Neighbours
+from metricid.mining.schedule import TableSchedule
+
+__all__ = ["HardIdentitySampler"]
+
+_TAG = 0x1F3
+
+
+class HardIdentitySampler:
+    """P identities with K images each: seeds, and for each seed some of the identities most like it.
+
+    Every identity is in every epoch, since the seeds walk through random permutations of all identities. A
+    table of nearest identities, renewed every `refresh` batches beside the training, says who is like whom.
+    The joined batch of W processes is the batch of one process with W times as many identities.
+
+    Batches are numbered through all epochs. They depend on the seed and on the tables alone, which come into
+    force at fixed numbers; `state_dict` holds what a continued run needs to draw the same ones.
+
+    Example:
+        >>> labels = np.repeat(np.arange(6), 4)
+        >>> sampler = HardIdentitySampler(labels, identities=2, images=2, refresh=None)
+        >>> ring = torch.tensor([[1], [0], [3], [2], [5], [4]], dtype=torch.int32)
+        >>> sampler.use(Neighbours(ring, torch.full((6, 1), 0.5, dtype=torch.float16)))
+        >>> all(set(labels[b] // 2) == {labels[b][0] // 2} for b in sampler.batches(epoch=0))
+        True
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.generic],
+        identities: int = 16,
+        images: int = 4,
+        epoch: Literal["images", "identities"] = "images",
+        vectors: Literal["mean", "classifier", "centers"] = "mean",
+        share: float = 0.5,
+        share_start: float = 0.0,
+        ramp: int = 0,
+        warmup: int | None = None,
+        neighbours: int = 50,
+        temperature: float = 0.1,
+        refresh: int | None = 1000,
+        delay: int | None = None,
+        max_repeat: float = 4.0,
+        guard: float | None = 0.95,
+        far_share: float = 0.0,
+        exact_up_to: int = EXACT_UP_TO,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        """
+        Args:
+            labels: [N] the identity of each image; row i of the vectors is that of the i-th smallest label.
+            identities: P, different identities in this rank's batch.
+            images: K, images of each; an identity with fewer repeats some.
+            epoch: `"images"`: an epoch has about N images, and at least what everyone's turn as a seed
+                takes; `"identities"`: just that, everyone once as a seed.
+            vectors: what the caller passes to `after_step`; read by the training, not here.
+            share: of a batch's identities that are neighbours of others in it, in [0, 1).
+            share_start: that share when the warm-up ends.
+            ramp: batches from the end of the warm-up over which the share goes evenly from `share_start`
+                to `share`.
+            warmup: batches that are random; if None one epoch, or 0 where `refresh` is None. Those
+                before the first table are random, too.
+            neighbours: k, those most like an identity, among which hard ones are drawn.
+            temperature: of that draw: weights are softmax(cosine / temperature); 0 takes the nearest.
+            refresh: batches between two searches; None: only tables given to `use`.
+            delay: batches from the start of a search to the first batch that its table shapes; `refresh`
+                if None. A search that takes longer is waited for.
+            max_repeat: no identity is in more batches of an epoch than this times the mean, rounded up;
+                2 or more.
+            guard: identities more alike than this cosine are probably one person and are not put together
+                on purpose; None for no guard.
+            far_share: of an identity's images in a batch that come from the farthest quarter of its images,
+                once `set_distances` was called.
+            exact_up_to: most identities for an exact search on the CPU.
+            seed: with the tables it determines everything.
+            rank: this process, in [0, world_size).
+            world_size: processes; no identity is in the batches of two of them in the same step.
+
+        Raises:
+            InputError: an option outside its range, or fewer identities than P x world_size.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or len(labels) == 0:
+            raise InputError(
+                f"a sampler needs one label per image and at least one image, got shape {labels.shape}"
+            )
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank {rank} is outside [0, world_size={world_size})")
+        counts = {"identities": identities, "images": images, "neighbours": neighbours}
+        _at_least(counts | {"exact_up_to": exact_up_to}, 1)
+        _at_least({"ramp": ramp, "warmup": warmup, "temperature": temperature}, 0)
+        _at_least({"refresh": refresh, "delay": delay}, 1)
+        _at_least({"max_repeat": max_repeat}, 2)
+        if epoch not in ("images", "identities"):
+            raise InputError(f"sampler.epoch must be 'images' or 'identities', not {epoch!r}")
+        if vectors not in ("mean", "classifier", "centers"):
+            raise InputError(f"sampler.vectors must be 'mean', 'classifier' or 'centers', not {vectors!r}")
+        if not (0 <= share < 1 and 0 <= share_start < 1):
+            raise InputError("sampler.share and sampler.share_start must be at least 0 and below 1")
+        if not 0 <= far_share <= 1:
+            raise InputError(f"sampler.far_share must be from 0 to 1, not {far_share}")
+        if refresh is not None and delay is not None and delay > refresh:
+            raise InputError(f"sampler.delay={delay} must not be above sampler.refresh={refresh}")
+        self.identities, self.images, self.batch_size = identities, images, identities * images
+        self.vectors, self.seed, self.rank, self.world_size = vectors, seed, rank, world_size
+        self._seed = seed & 0xFFFFFFFFFFFFFFFF
+        self._groups = Images(labels)
+        self._known = len(self._groups.names)
+        self._joined = identities * world_size
+        if self._known < max(self._joined, 2):
+            processes = f" x {world_size} processes" if world_size > 1 else ""
+            raise InputError(
+                f"the data has {self._known} identities, but sampler.identities={identities}{processes} "
+                f"needs {max(self._joined, 2)}; set sampler.identities to "
+                f"{max(1, self._known // world_size)} or less"
+            )
+        self._share, self._share_start, self._ramp = share, share_start, ramp
+        self._temperature, self._far = temperature, round(far_share * images)
+        # Seeds in every batch, whatever the share is at the time: the length of an epoch must not change.
+        seeds = self._joined - max(self._hard(share), self._hard(share_start))
+        self._batches = -(-self._known // seeds)
+        if epoch == "images":
+            self._batches = max(self._batches, -(-len(labels) // (self._joined * images)))
+        self._most = int(np.ceil(max_repeat * self._batches * self._joined / self._known))
+        if warmup is None:
+            warmup = self._batches if refresh else 0
+        self._warmup = warmup
+        delay = delay or refresh or 0
+        self._schedule = TableSchedule(
+            refresh,
+            delay,
+            max(self._warmup - delay, 1),
+            k=neighbours,
+            identities=self._known,
+            guard=guard,
+            exact_up_to=exact_up_to,
+        )
+        self._guard = guard
+        self._done = self._next = 0
+        self._course = Course(self._fresh(0))
+        self._far_ranks: list[tuple[int, NDArray[np.int32]]] = []  # (first epoch, ranks), rising
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches in an epoch, the same on all ranks and in all epochs."""
+        return self._batches
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The rest of the present epoch, or the next one: what `DataLoader(batch_sampler=...)` takes."""
+        epoch, start = divmod(max(self._done, self._next), self._batches)
+        self._next = (epoch + 1) * self._batches
+        return (batch.tolist() for batch in self.batches(epoch, start))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
+        """This rank's batches ([P*K] int64 dataset rows, identity by identity), without the first `start`.
+
+        Raises:
+            RuntimeError: a batch needs neighbours whose search `after_step` has not begun, or a table that
+                is no longer kept.
+        """
+        state = self._enter(epoch, start)
+        course, walk = self._course, self._walk(epoch)
+        mine = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
+        for batch in range(start, self._batches):
+            identities = self._compose(state, course, batch)[mine]
+            yield walk.draw(identities, state.counts[identities] - 1).ravel()
+
+    def after_step(self, done: int, vectors: Tensor | Callable[[], Tensor]) -> None:
+        """To be called after every batch, on all ranks; starts a search where one is due.
+
+        Args:
+            done: batches done since the training began, `epoch * num_batches(epoch) + batch`.
+            vectors: [C, D] one row per identity, or a function that returns it, called only when needed.
+                The same on all ranks.
+
+        Raises:
+            ValueError: the number of rows is not that of the identities.
+        """
+        self._done = done
+        self._schedule.drop_before(self._used)
+        if self._schedule.due(done):
+            self._schedule.begin(done, vectors() if callable(vectors) else vectors)
+
+    def use(self, neighbours: Neighbours, epoch: int = 0) -> None:
+        """Puts a table of one's own in force from an epoch on; for a sampler with `refresh=None`.
+
+        Raises:
+            ValueError: the sampler searches itself, or the table has not one row per identity.
+        """
+        if self._schedule.every is not None:
+            raise ValueError("a sampler that takes tables of one's own needs refresh=None")
+        self._schedule.put(epoch * self._batches, neighbours)
+
+    def set_distances(self, distances: NDArray[np.floating]) -> None:
+        """Says how far each image is from its identity's center; in force from the next epoch that begins.
+
+        Args:
+            distances: [N], finite.
+
+        Raises:
+            ValueError: another shape, or a value that is not finite.
+        """
+        distances = np.asarray(distances)
+        number = int(self._groups.counts.sum())
+        if distances.shape != (number,) or not np.isfinite(distances).all():
+            raise ValueError(f"distances must be [{number}] finite values, one per image")
+        epoch = -(-self._done // self._batches)
+        kept = [entry for entry in self._far_ranks if entry[0] < epoch]
+        self._far_ranks = [*kept[-1:], (epoch, self._groups.far_ranks(distances))]
+
+    def suspects(self) -> tuple[Tensor, Tensor]:
+        """The pairs of identities above the guard in the table in force, see `alike_pairs`."""
+        found = self._schedule.latest(self._used)
+        if found is None or self._guard is None:
+            return torch.empty(0, 2, dtype=torch.int64), torch.empty(0)
+        return alike_pairs(found[1], self._guard)
+
+    def status(self) -> dict[str, float | None]:
+        """For the log, as of the last `after_step`.
+
+        Returns:
+            `hard_share` reached in that batch; of the table behind it `table_age`, batches since its vectors
+            were taken, `search_seconds` and `search_recall`; `search_waited_seconds` so far. None: not yet.
+        """
+        found = self._schedule.latest(self._used)
+        share = None
+        if self._done and self._used // self._batches == self._course.start.epoch:
+            share = self._course.hard_share(self._used % self._batches)
+        return {
+            "hard_share": share,
+            "table_age": None if found is None else self._used - found[0],
+            "search_seconds": None if found is None else found[1].seconds,
+            "search_recall": None if found is None else found[1].recall,
+            "search_waited_seconds": self._schedule.waited_seconds,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the coming batches depend on besides the options, as of the last `after_step`.
+
+        The same on all ranks. A search under way is waited for, so that its table is in the state. A table
+        takes 6 bytes per identity and neighbour, and there are two at most; the rest 4 bytes per identity,
+        and 8 per image once distances are set.
+
+        Raises:
+            RuntimeError: `after_step` lags behind by more than an epoch.
+        """
+        epoch, batch = divmod(self._done, self._batches)
+        if not batch:
+            course = Course(self._fresh(epoch))
+        elif self._course.reaches(epoch, batch):
+            course = self._course
+        else:
+            raise RuntimeError(
+                f"batch {batch} of epoch {epoch} was not drawn; call after_step after every batch"
+            )
+        self._schedule.drop_before(self._done)
+        ranks = [(first, torch.from_numpy(ranks)) for first, ranks in self._far_ranks]
+        return {
+            "done": self._done,
+            "course": course.state(batch),
+            "schedule": self._schedule.state(),
+            "far_ranks": ranks,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state_dict` was called, in a sampler with the same options and labels.
+
+        Raises:
+            InputError: the state is of another number of identities.
+        """
+        counts = state["course"]["counts"]
+        if len(counts) != self._known:
+            raise InputError(
+                f"the state of the sampler is of {len(counts)} identities, and the data has {self._known}; "
+                "restore the data, or start anew"
+            )
+        self._done, self._next = state["done"], 0
+        self._course = Course.load(state["course"], self._seed, self._most)
+        self._schedule.load(state["schedule"])
+        self._far_ranks = [(first, ranks.numpy().copy()) for first, ranks in state["far_ranks"]]
+
+    @property
+    def _used(self) -> int:
+        """Number of the latest batch that was used."""
+        return max(self._done - 1, 0)
+
+    def _enter(self, epoch: int, start: int) -> Epoch:
+        """The composition before a batch, from what was drawn or by composing all before it again."""
+        if self._course.reaches(epoch, start):
+            state = self._course.before(start)
+            # A copy: a batch iterator that is still in use goes on with its own course.
+            steps = self._course.steps[: start - self._course.first]
+            self._course = Course(self._course.start, self._course.first, steps)
+            return state
+        state = self._fresh(epoch)
+        self._course = Course(self._fresh(epoch))
+        for batch in range(start):
+            self._compose(state, self._course, batch)
+        return state
+
+    def _compose(self, state: Epoch, course: Course, batch: int) -> NDArray[np.int64]:
+        """[P*W] identities of the joined batch."""
+        number = state.epoch * self._batches + batch
+        table, hard = None, 0
+        if number >= self._warmup:
+            table, hard = self._schedule.at(number), self._hard(self._share_at(number))
+        identities, drawn = state.compose(batch, self._joined, hard, table, self._temperature)
+        course.add(state, identities, drawn)
+        return identities
+
+    def _share_at(self, number: int) -> float:
+        risen = 1.0 if not self._ramp else min((number - self._warmup) / self._ramp, 1.0)
+        return self._share_start + risen * (self._share - self._share_start)
+
+    def _hard(self, share: float) -> int:
+        """Hard ones in a joined batch; one is always a seed."""
+        return min(round(share * self._joined), self._joined - 1)
+
+    def _fresh(self, epoch: int) -> Epoch:
+        return Epoch(self._seed, epoch, self._known, self._most)
+
+    def _walk(self, epoch: int) -> Walk:
+        ranks = next((ranks for first, ranks in reversed(self._far_ranks) if first <= epoch), None)
+        rng = np.random.default_rng([self._seed, epoch, _TAG])
+        return self._groups.walk(rng, self.images, self._far, ranks)
+
+
+def _at_least(options: Mapping[str, float | None], least: int) -> None:
+    for name, value in options.items():
+        if value is not None and not value >= least:
+            raise InputError(f"sampler.{name} must be at least {least}, not {value}")
