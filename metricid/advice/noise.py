@@ -16,7 +16,7 @@ MOST_EXAMINED = 20_000
 EXAMPLES = 10
 _STEPS = 8  # thresholds between no proof and the median of what planted labels give
 _BLOCK_BYTES = 64 * 2**20
-_Z = 1.96
+_Z = 1.96  # 95%
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def estimate_noise(
     images is above that to its own (itself left out). The difference of the two means is the proof.
 
     Models err, so suspects are not wrong labels yet. Each image examined is also given the label of a random
-    other image, which is wrong for certain, and judged again. Of this mixture, `share` is the greatest part
-    that wrong labels can make up: the smallest ratio, over thresholds on the proof, of images to planted ones
-    beyond it (mixture proportion estimation; Blanchard, Lee and Scott, JMLR 2010, section 5). Errors of the
-    model mostly have little proof, wrong labels much. Counting what is confidently another class, instead of
-    errors, is the idea of confident learning (Northcutt et al., JAIR 2021).
+    other image, which is wrong for certain, and judged again. `share` is the ratio of the two shares of
+    suspects, or of those whose proof is above a threshold where that ratio is clearly smaller: the greatest
+    part that wrong labels can make up (mixture proportion estimation; Blanchard, Lee and Scott, JMLR 2010).
+    Errors of a model mostly have little proof, wrong labels much. Counting what is confidently another class,
+    instead of all errors, is the idea of confident learning (Northcutt et al., JAIR 2021).
 
     Args:
         embeddings: [N, D], no zero rows.
@@ -117,16 +117,17 @@ def _estimate(
     seen = (len(rows), own_first, suspects, sensitivity)
     if sensitivity < LEAST_SENSITIVITY:
         return NoiseEstimate(*seen, None, None, None, None, examples)
-    caught = planted[planted > 0]
-    chosen, best = (0, 1.0), math.inf
-    for threshold in [0.0, *np.quantile(caught, np.linspace(0, 0.5, _STEPS + 1)[1:])]:
+    chosen = (suspects, sensitivity)
+    surely, least = _wilson(suspects, len(rows), 1.0)[0] / sensitivity, math.inf
+    for threshold in np.quantile(planted[planted > 0], np.linspace(0, 0.5, _STEPS + 1)[1:]):
         count, reached = int((proofs > threshold).sum()), float((planted > threshold).mean())
-        # The ratio that is surely not exceeded: the smallest of several noisy ratios would be too small.
-        bound = _wilson(count, len(rows))[1] / reached
-        if bound < best:
-            chosen, best = (count, reached), bound
+        # Without errors of the model all ratios are alike but for chance, and the smallest of several would
+        # be too small: one replaces the first only where it is below it by more than a standard error each.
+        bound = _wilson(count, len(rows), 1.0)[1] / reached
+        if bound < min(least, surely):
+            chosen, least = (count, reached), bound
     count, reached = chosen
-    low, high = (min(1.0, max(0.0, side / reached)) for side in _wilson(count, len(rows)))
+    low, high = (min(1.0, max(0.0, side / reached)) for side in _wilson(count, len(rows), _Z))
     share, at_most = count / len(rows) / reached, suspects / len(rows) / sensitivity
     return NoiseEstimate(*seen, min(1.0, share), low, high, min(1.0, at_most), examples)
 
@@ -231,8 +232,8 @@ def _proof(
     return proof, witness
 
 
-def _wilson(count: int, total: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson, JASA 1927)."""
+def _wilson(count: int, total: int, z: float) -> tuple[float, float]:
+    """Interval of a share, z standard errors to each side (Wilson, JASA 1927)."""
     p = count / total
-    middle, wide = p + _Z**2 / (2 * total), _Z * math.sqrt(p * (1 - p) / total + _Z**2 / (4 * total**2))
-    return (middle - wide) / (1 + _Z**2 / total), (middle + wide) / (1 + _Z**2 / total)
+    middle, wide = p + z**2 / (2 * total), z * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    return (middle - wide) / (1 + z**2 / total), (middle + wide) / (1 + z**2 / total)

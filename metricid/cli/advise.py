@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -119,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
         with atomic_write(options.write, "w") as file:
             file.write(text)
         if not options.json:
-            print(f"\nrecipe: {options.write}\nto train: metricid train {options.write}")
+            print(f"\nrecipe: {options.write}\nto train: metricid train {shlex.quote(str(options.write))}")
     return 0
 
 
