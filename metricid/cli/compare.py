@@ -42,6 +42,9 @@ from metricid.losses.objective import Objective
 from metricid.registry import unknown
 from metricid.training.build import check_recipe
 
+# Many runs: a report of each costs time, a second checkpoint of each disk space. A recipe may say otherwise.
+_OWN_DEFAULTS = {"log": {"report": False}, "checkpoint": {"keep": 1}}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
@@ -124,9 +127,10 @@ def _checked(options: argparse.Namespace) -> tuple[RunConfig, list[Entry]]:
     problems = _number_problems(options)
     if options.name is not None:
         recipe["name"] = options.name
-    if isinstance(recipe.get("log", {}), dict):  # a report of each run would cost more than it tells here
-        recipe["log"] = {"report": False} | (recipe.get("log") or {})
-    if isinstance(recipe.get("evaluation", {}), dict):
+    for section, own in _OWN_DEFAULTS.items():
+        if isinstance(recipe.get(section) or {}, dict):
+            recipe[section] = own | (recipe.get(section) or {})
+    if isinstance(recipe.get("evaluation") or {}, dict):
         recipe["evaluation"] = _evaluation(options, recipe.get("evaluation") or {})
     config = None
     entries: list[Entry] = []

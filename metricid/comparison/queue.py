@@ -23,7 +23,7 @@ from metricid.files import atomic_write
 from metricid.training.run_folder import write_json
 
 FAILURE = "failure.json"
-_PAUSE = 0.2  # seconds between looks at the processes
+PAUSE = 0.2  # seconds between looks at the processes
 _STOPPED = (130, 143, -signal.SIGTERM, -signal.SIGINT)
 
 
@@ -152,11 +152,16 @@ def work_off(
                 _end(children, hard=stop.count > 1)
             seen = done + sum(_images_seen(child.run.folder) for child in children)
             bar.update(min(seen, total) - bar.n)
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
     finally:
         bar.close()
         for child in children:  # an error of ours: do not leave them behind
             child.process.terminate()
+
+
+def command(recipe: Path, folder: Path) -> list[str]:
+    """What trains a recipe."""
+    return [sys.executable, "-m", "metricid.comparison.worker", str(recipe), str(folder)]
 
 
 def _start(run: PlannedRun, device: Device) -> _Child:
@@ -168,7 +173,7 @@ def _start(run: PlannedRun, device: Device) -> _Child:
     output = open(run.folder / "output.txt", "ab")  # noqa: SIM115 (as long as the process)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "metricid.comparison.worker", str(recipe), str(run.folder)],
+            command(recipe, run.folder),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,153 @@
+"""The queue with a stand-in for the training: order, devices, failures, stopping, continuing."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from metricid.comparison import queue
+from metricid.comparison.plan import PlannedRun
+from metricid.comparison.queue import Device, Stop, failure_of, forget_failure, is_finished, work_off
+from metricid.errors import InputError
+
+# Counts its starts, waits for a file `go`, then ends as the recipe's name says; saves on SIGTERM.
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+device = os.environ["DEVICE"]
+def note(what):
+    with open(folder.parent / "events.txt", "a") as file:
+        file.write(f"{what} {folder.name} {device}\\n")
+def save(number, frame):
+    note("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+note("start")
+while not (folder.parent / "go").exists():
+    time.sleep(0.01)
+if "bad" in folder.name:
+    print("metricid train: optim.lr: far too high", file=sys.stderr)
+    print("0%| progress", file=sys.stderr)
+    sys.exit(2)
+if "killed" in folder.name:
+    os.kill(os.getpid(), signal.SIGKILL)
+for name in ("results.json", "results.txt"):
+    (folder / name).write_text("{}")
+note("end")
+"""
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Makes runs by name; their training is the program above."""
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    monkeypatch.setattr(queue, "command", lambda recipe, folder: [sys.executable, str(file), str(folder)])
+    monkeypatch.setattr(queue, "PAUSE", 0.01)
+    (tmp_path / "go").touch()
+    return lambda *names: [
+        PlannedRun(name, 0, tmp_path / name, {"train": {"images": 8}, "name": name}) for name in names
+    ]
+
+
+def devices(*names):
+    return [Device(name, "cpu", os.environ | {"DEVICE": name}) for name in names]
+
+
+def events(folder):
+    return [tuple(line.split()) for line in (folder / "events.txt").read_text().splitlines()]
+
+
+def test_runs_go_in_order_one_at_a_time(planned, tmp_path):
+    ended = []
+    work_off(planned("a", "b", "c"), devices("one"), Stop(), lambda run: ended.append(run.entry))
+    assert ended == ["a", "b", "c"]
+    assert events(tmp_path) == [(what, name, "one") for name in "abc" for what in ("start", "end")]
+
+
+def test_each_device_has_one_run_at_a_time(planned, tmp_path):
+    runs = planned("a", "b", "c", "d")
+    (tmp_path / "go").unlink()
+    thread = threading.Thread(target=work_off, args=(runs, devices("one", "two"), Stop(), lambda run: None))
+    thread.start()
+    wait_for(lambda: (tmp_path / "events.txt").exists() and len(events(tmp_path)) == 2)
+    time.sleep(0.1)
+    assert sorted(events(tmp_path)) == [("start", "a", "one"), ("start", "b", "two")]
+    (tmp_path / "go").touch()
+    thread.join()
+    assert all(is_finished(run) for run in runs)
+    running = set()
+    for what, _, device in events(tmp_path):
+        assert (device in running) == (what == "end")
+        running ^= {device}
+
+
+def test_a_failed_run_says_why_and_stops_no_other(planned, capsys):
+    runs = planned("bad", "killed", "good")
+    work_off(runs, devices("one"), Stop(), lambda run: None)
+    assert [failure_of(run) for run in runs] == [
+        "optim.lr: far too high",
+        "killed by SIGKILL (out of memory?)",
+        None,
+    ]
+    assert [is_finished(run) for run in runs] == [False, False, True]
+    assert "bad seed 0: failed: optim.lr: far too high" in capsys.readouterr().err
+    forget_failure(runs[0])
+    assert failure_of(runs[0]) is None
+
+
+def test_a_stop_lets_the_running_save_and_starts_no_other(planned, tmp_path):
+    runs = planned("a", "b")
+    (tmp_path / "go").unlink()
+
+    def interrupt():
+        wait_for(lambda: (tmp_path / "events.txt").exists())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with Stop() as stop:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        work_off(runs, devices("one"), stop, lambda run: None)
+    thread.join()
+    assert stop.number == signal.SIGINT and signal.getsignal(signal.SIGINT) is before
+    assert events(tmp_path) == [("start", "a", "one"), ("saved", "a", "one")]
+    assert [failure_of(run) for run in runs] == [None, None]
+    (tmp_path / "go").touch()
+    work_off(runs, devices("one"), Stop(), lambda run: None)
+    assert all(is_finished(run) for run in runs)
+
+
+def test_recipes_and_output_are_kept(planned, tmp_path):
+    (run,) = planned("bad")
+    work_off([run], devices("one"), Stop(), lambda run: None)
+    assert "device: cpu" in (tmp_path / "recipes" / "bad.yaml").read_text()
+    assert "progress" in (run.folder / "output.txt").read_text()
+    assert json.loads((run.folder / queue.FAILURE).read_text())["code"] == 2
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    ready, end = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        with queue.locked_folder(tmp_path):
+            os.write(ready[1], b".")
+            os.read(end[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(InputError, match="another process works here"), queue.locked_folder(tmp_path):
+        pass
+    os.write(end[1], b".")
+    os.waitpid(child, 0)
+    with queue.locked_folder(tmp_path):
+        pass
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.01)
