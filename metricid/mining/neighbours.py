@@ -95,7 +95,7 @@ def find_neighbours(
                 "a vector of an identity holds a value that is not finite; has the training diverged?"
             )
         number = len(unit)
-        known = unit.abs().amax(dim=1) > 0 if unit.numel() else unit.new_zeros(number, dtype=torch.bool)
+        known = unit.norm(dim=1) > 0
         recall = 1.0
         if number <= exact_up_to or unit.device.type != "cpu":
             table = exact_search(unit, known, k)
@@ -103,7 +103,7 @@ def find_neighbours(
             table = partitioned_search(unit, known, k, seed=seed)
             recall = _recall(unit, known, table[0], seed)
     ids, similarity = (part.cpu() for part in table)
-    return Neighbours(ids, similarity.half(), time.perf_counter() - began, recall)
+    return Neighbours(ids, similarity, time.perf_counter() - began, recall)
 
 
 def _recall(unit: Tensor, known: Tensor, ids: Tensor, seed: int) -> float:

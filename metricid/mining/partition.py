@@ -21,9 +21,9 @@ TARGET = 0.925  # of the true neighbours in the lists visited, as chosen on a sa
 MOST_VISITED = 0.5  # of the lists
 SAMPLE = 300
 TRAIN_PER_LIST = 64
-BLOCK = 65_536  # queries at a time
+BLOCK = 32_768  # queries at a time
 DENSE = 4  # nearest lists, whose best set the bar for the others
-HELD = 1 << 23  # candidates before they are merged
+HELD = 1 << 22  # candidates before they are merged
 CHUNK = 2048  # rows of a matrix product
 FEW = 128  # rows whose candidates fit into the processor cache
 
@@ -41,11 +41,11 @@ def partitioned_search(unit: Tensor, known: Tensor, k: int, *, seed: int = 0) ->
         seed: of the sample and of k-means.
 
     Returns:
-        ids [C, k] int32 (-1 where empty), values [C, k] float32 (0 where empty).
+        ids [C, k] int32 (-1 where empty), values [C, k] float16 (0 where empty).
     """
     rows = known.nonzero().squeeze(1)
     ids = torch.full((len(unit), k), -1, dtype=torch.int32)
-    values = torch.zeros(len(unit), k)
+    values = torch.zeros((len(unit), k), dtype=torch.float16)
     if len(rows) < 2:
         return ids, values
     lists = _Lists(unit, rows, seed)
@@ -138,7 +138,7 @@ def _search_block(
         exact = torch.bmm(others, unit.index_select(0, here)[:, :, None]).squeeze(2)
         exact.masked_fill_((near < 0) | (near == here[:, None]), -torch.inf)
         exact, order = exact.sort(dim=1, descending=True, stable=True)
-        found = torch.full((len(here), k), -1, dtype=torch.int32), torch.zeros(len(here), k)
+        found = torch.full((len(here), k), -1, dtype=torch.int32), values.new_zeros(len(here), k)
         keep(*found, slice(None), exact[:, :k], near.gather(1, order[:, :k]))
         ids[here], values[here] = found
 

@@ -70,7 +70,7 @@ def exact_search(unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None
         rows: [R] int64, whose neighbours; all if None.
 
     Returns:
-        ids [R, k] int32 (-1 where empty), values [R, k] float32 (0 where empty), on the device of `unit`.
+        ids [R, k] int32 (-1 where empty), values [R, k] float16 (0 where empty), on the device of `unit`.
     """
     number, device = len(unit), unit.device
     here = torch.arange(number, device=device) if rows is None else rows.to(device)
@@ -78,7 +78,7 @@ def exact_search(unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None
     high = ROWS_CPU if on_cpu else ROWS_OTHER
     wide = max((CELLS_CPU if on_cpu else CELLS_OTHER) // high, 1)
     ids = torch.full((len(here), k), -1, dtype=torch.int32, device=device)
-    values = torch.zeros((len(here), k), dtype=torch.float32, device=device)
+    values = torch.zeros((len(here), k), dtype=torch.float16, device=device)
     hidden = None if bool(known.all()) else ~known
     for first in range(0, len(here), high):
         mine = here[first : first + high]
@@ -117,4 +117,4 @@ def keep(ids: Tensor, values: Tensor, rows: slice, best: Tensor, best_ids: Tenso
     """Writes a block into the result; what is hidden or missing stays empty."""
     real = best > -torch.inf
     ids[rows, : best.shape[1]] = torch.where(real, best_ids, -1)
-    values[rows, : best.shape[1]] = torch.where(real, best, 0.0)
+    values[rows, : best.shape[1]] = torch.where(real, best, 0.0).half()
