@@ -1,8 +1,9 @@
 """What every pairwise loss starts from: anchors against references, who is a positive of whom, and one sheet.
 
 A loss over pairs is a function of the matrix of similarities or distances [B, M]. Where it is a sum over
-anchors, `mean_over_anchors` takes it a few rows at a time, forward and backward at once, so that a single
-[B, M] sheet of slopes stays; nothing of the size B^3, nor a list of pairs or triplets, is made.
+anchors, `row_losses` takes it a few rows at a time, values and slopes at once, so that a single [B, M] sheet
+of slopes stays; nothing of the size B^3, nor a list of pairs or triplets, is made. There is no second
+derivative: asking for one is an error.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from metricid.losses.checks import check_batch, compute_dtype, no_autocast
+from metricid.losses.distances import (
+    DistanceRows,
+    add_near,
+    gradients,
+    pairwise_distances,
+    pull_of,
+    row_blocks,
+)
 
 Measure = Literal["dot", "distance", "squared"]
 
@@ -49,6 +58,13 @@ class Pairs:
         """[B, M], as `pairwise_distances`."""
         return pairwise_distances(self.x, None if self.own else self.y, squared=squared)
 
+    @torch.no_grad()
+    def blocks(self, *, squared: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Distances [R, M] and masks of some anchors at a time, outside of the graph, to choose pairs by."""
+        source = DistanceRows(self.x, None if self.own else self.y, squared)
+        for rows in row_blocks(self.x, len(self.y)):
+            yield source.block(rows), *self.masks(rows)
+
     def dots(self) -> Tensor:
         """[B, M], the products; cosines where the pairs were normalised."""
         return self.x @ self.y.T
@@ -60,12 +76,13 @@ class Pairs:
     def most_positives(self) -> int:
         """The largest number of positives of one anchor, or more, at least 1.
 
-        On the CPU it is exact, which saves time; elsewhere the host would wait for the device to know it.
+        On the CPU it is that of the largest class, which saves time; elsewhere the host would wait for the
+        device to know it.
         """
         if self.x.device.type != "cpu":
             return len(self.y)
-        counts = [self.masks(rows)[0].sum(dim=1).max() for rows in _row_blocks(self.x, len(self.y))]
-        return max(1, int(torch.stack(counts).max()))
+        most = int(self.other_labels.unique(return_counts=True)[1].max())
+        return max(1, most - 1 if self.own else most)
 
     def nan_or_zero(self) -> Tensor:
         """0 with a graph; NaN where an embedding is not finite, so that it shows if nothing is counted."""
@@ -113,54 +130,31 @@ def compare(
         return Pairs(x, y, labels, reference_labels, own=False)
 
 
-def pairwise_distances(
-    embeddings: Tensor, references: Tensor | None = None, *, squared: bool = False
-) -> Tensor:
-    """Euclidean distances between all rows, right also where rows nearly coincide.
-
-    The product behind |x|^2 + |y|^2 - 2 x.y runs in float64 on centered rows: in float32 (or TF32) the
-    cancellation would turn small distances into noise. Rows nearer to each other than float32 can tell (by
-    3.4e-7 of the smaller of their distances from the mean of the batch) have distance 0 and there the
-    subgradient 0; any other pair has the full gradient of unit length (`squared` fades with the distance
-    instead). Apple GPUs have no float64: there the product is float32 and the limit 7.8e-3, so that nearly
-    equal rows count as equal.
-
-    Args:
-        embeddings: [B, D], any float dtype.
-        references: [M, D]; None for the embeddings themselves.
-        squared: return d^2 and not d.
-
-    Returns:
-        [B, M], float32 (float64 for float64 input).
-    """
-    with no_autocast(embeddings):
-        if references is None:
-            return _Distances.apply(embeddings.to(compute_dtype(embeddings)), None, squared)
-        dtype = compute_dtype(embeddings, references)
-        return _Distances.apply(embeddings.to(dtype), references.to(dtype), squared)
-
-
 class Rows(NamedTuple):
     """What a loss makes of some rows of the sheet.
 
     Attributes:
-        losses: [R], summed over the pairs of each anchor.
-        counted: [R], how much each row adds to the divisor of the mean; bool or number.
-        slopes: [R, M], derivatives of `losses` where the function knows them; None leaves them to autograd.
+        losses: [R], summed over the pairs of each anchor; or [R, 2], over its positives and its negatives,
+            which are then averaged apart.
+        counted: like `losses`, how much each adds to the divisor of the mean; bool or number.
+        slopes: [R, M], derivatives of `losses` where the function knows them; None leaves them to autograd,
+            which cannot tell positives from negatives.
+        given_slopes: like `losses`, derivatives in what was given, with `slopes`.
     """
 
     losses: Tensor
     counted: Tensor
     slopes: Tensor | None = None
+    given_slopes: Tensor | None = None
 
 
 RowLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Rows]
 
 
-def mean_over_anchors(
+def row_losses(
     pairs: Pairs, measure: Measure, function: RowLoss, *, given: Tensor | None = None, width: int = 1
-) -> Tensor:
-    """Sum of the losses of all anchors over the sum of what they count for.
+) -> tuple[Tensor, Tensor]:
+    """The losses of all anchors, and what they count for.
 
     Args:
         pairs: from `compare`.
@@ -171,21 +165,44 @@ def mean_over_anchors(
         width: numbers that the function holds for each entry of the sheet; bounds its memory.
 
     Returns:
-        Scalar; 0 with a graph where nothing counts, NaN where an embedding is not finite.
+        losses and counted of all rows, [B] or [B, 2]; the first with a graph.
     """
     other = None if pairs.own else pairs.y
-    return (
-        _MeanOverAnchors.apply(pairs.x, other, given, pairs, measure, function, width) + pairs.nan_or_zero()
-    )
+    return _RowLosses.apply(pairs.x, other, given, pairs, measure, function, width)
+
+
+def mean_over_anchors(
+    pairs: Pairs, measure: Measure, function: RowLoss, *, given: Tensor | None = None, width: int = 1
+) -> Tensor:
+    """Sum of the losses of all anchors over the sum of what they count for; arguments as in `row_losses`.
+
+    Returns:
+        Scalar; 0 with a graph where nothing counts, NaN where an embedding is not finite.
+    """
+    losses, counted = row_losses(pairs, measure, function, given=given, width=width)
+    return (losses.sum(dim=0) / counted.sum(dim=0).clamp_min(1)).sum() + pairs.nan_or_zero()
 
 
 def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
     """log sum exp over the masked entries of each row [R, M]; if none, hugely negative, but finite."""
-    return values.masked_fill(~mask, -torch.finfo(values.dtype).max).logsumexp(dim=1)
+    with torch.no_grad():
+        total, shares = log_sum_and_shares(values, mask)
+    return _WithSlopes.apply(values, total, shares)
+
+
+def log_sum_and_shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`log_sum_exp` [R] outside of the graph, and its slopes: a softmax over the masked entries [R, M].
+
+    The softmax gives the sum, too: on a CPU exp by itself takes ten times as long where it underflows.
+    """
+    logits = values.masked_fill(~mask, -torch.finfo(values.dtype).max)
+    shares = logits.softmax(dim=1)
+    total = logits.amax(dim=1) - shares.amax(dim=1).log_()
+    return total, shares.mul_(mask)
 
 
 def with_slopes(sheet: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
-    """A value that was computed from a sheet outside of the graph, with the slopes that belong to it."""
+    """A value, or one of each row, that was computed from a sheet outside of the graph, with its slopes."""
     return _WithSlopes.apply(sheet, value, slopes)
 
 
@@ -193,92 +210,8 @@ def _prepare(rows: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
     return F.normalize(rows.to(dtype), dim=1) if normalize else rows.to(dtype)
 
 
-def _row_blocks(x: Tensor, columns: int, width: int = 1) -> Iterator[slice]:
-    """Rows that fit a cache on a CPU, and few launches on a GPU."""
-    entries = 1 << 18 if x.device.type == "cpu" else 1 << 25
-    size = max(1, entries // (columns * width))
-    return (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
-
-
-class _Centered(NamedTuple):
-    """Rows around one mean in the dtype of the products, with their squared lengths."""
-
-    x: Tensor
-    y: Tensor
-    x_norms: Tensor
-    y_norms: Tensor
-
-    @classmethod
-    def of(cls, anchors: Tensor, references: Tensor | None) -> "_Centered":
-        wide = torch.float32 if anchors.device.type == "mps" else torch.float64  # no float64 on Apple GPUs
-        x = anchors.to(wide)
-        mean = x.mean(dim=0)
-        x = x - mean
-        y = x if references is None else references.to(wide) - mean
-        return cls(x, y, x.square().sum(dim=1), y.square().sum(dim=1))
-
-    def distances(self, rows: slice, squared: bool, dtype: torch.dtype) -> Tensor:
-        x_norms = self.x_norms[rows, None]
-        result = torch.addmm(self.y_norms[None, :], self.x[rows], self.y.T, alpha=-2).add_(x_norms)
-        rounding = 512 * torch.finfo(self.x.dtype).eps * torch.minimum(x_norms, self.y_norms[None, :])
-        result.masked_fill_(result <= rounding, 0)  # equal, but for rounding
-        return (result if squared else result.sqrt_()).to(dtype)
-
-
-def _pull(slopes: Tensor, distances: Tensor, squared: bool) -> Tensor:
-    """dL/dx_i = sum_j pull_ij (x_i - x_j): 2 slopes, or slopes / d with the subgradient 0 at d = 0."""
-    return 2 * slopes if squared else (slopes / distances).masked_fill_(distances == 0, 0)
-
-
-def _from_pull(x: Tensor, y: Tensor | None, pull: Tensor, needs_y: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the rows from the pull of each pair; y None means x, and one product serves both."""
-    dx = torch.empty_like(x)
-    both = _with_transpose(pull) if y is None else pull
-    for rows in _row_blocks(x, pull.shape[1]):
-        part = both[rows].to(x.dtype)
-        dx[rows] = part.sum(dim=1, keepdim=True) * x[rows] - part @ (x if y is None else y)
-    if y is None or not needs_y:
-        return dx, None
-    dy = pull.sum(dim=0, dtype=x.dtype)[:, None] * y
-    for rows in _row_blocks(x, pull.shape[1]):
-        dy -= pull[rows].to(x.dtype).T @ x[rows]
-    return dx, dy
-
-
-def _from_dot(x: Tensor, y: Tensor | None, slopes: Tensor, needs_y: bool) -> tuple[Tensor, Tensor | None]:
-    """The same for the products of the rows."""
-    if y is not None:
-        return slopes @ y, slopes.T @ x if needs_y else None
-    return _with_transpose(slopes) @ x, None
-
-
-def _with_transpose(sheet: Tensor) -> Tensor:
-    """S + S^T; a transpose that is copied first is several times faster than one that is read on the fly."""
-    return sheet.T.contiguous().add_(sheet)
-
-
-class _Distances(torch.autograd.Function):
-    """Distance matrix that keeps one [B, M] sheet for backward, and takes one product there for x = y."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor | None, squared: bool) -> Tensor:
-        rows = _Centered.of(x, y)
-        result = torch.cat([rows.distances(part, squared, x.dtype) for part in _row_blocks(x, len(rows.y))])
-        ctx.squared = squared
-        ctx.save_for_backward(rows.x, None if y is None else rows.y, result)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, y, distances = ctx.saved_tensors
-        pull = _pull(gradients[0], distances, ctx.squared)
-        dx, dy = _from_pull(x, y, pull, ctx.needs_input_grad[1])
-        return dx.to(distances.dtype), None if dy is None else dy.to(distances.dtype), None
-
-
-class _MeanOverAnchors(torch.autograd.Function):
-    """Loss and slopes in one pass over blocks of rows; backward multiplies the slopes with the rows."""
+class _RowLosses(torch.autograd.Function):
+    """Losses and slopes in one pass over blocks of rows; backward multiplies the slopes with the rows."""
 
     @staticmethod
     def forward(
@@ -290,55 +223,65 @@ class _MeanOverAnchors(torch.autograd.Function):
         measure: Measure,
         function: RowLoss,
         width: int,
-    ) -> Tensor:
-        slopes_wanted = any(ctx.needs_input_grad)
-        centered = None if measure == "dot" else _Centered.of(x, y)
+    ) -> tuple[Tensor, Tensor]:
+        wanted = any(ctx.needs_input_grad)
         other = x if y is None else y
-        sheet = x.new_empty(len(x), len(other)) if slopes_wanted else None
-        given_slopes = None if given is None else torch.zeros_like(given)
-        total, count = x.new_zeros(()), x.new_zeros(())
-        for rows in _row_blocks(x, len(other), width):
-            if centered is None:
-                values = x[rows] @ other.T
-            else:
-                values = centered.distances(rows, measure == "squared", x.dtype)
+        source = None if measure == "dot" else DistanceRows(x, y, measure == "squared")
+        sheet = x.new_empty(len(x), len(other)) if wanted else None
+        losses, counted, given_slopes = [], [], []
+        for rows in row_blocks(x, len(other), width):
+            values = x[rows] @ other.T if source is None else source.block(rows)
             own = None if given is None else given[rows].detach()
-            with torch.set_grad_enabled(slopes_wanted):
-                values.requires_grad_(slopes_wanted)
+            with torch.set_grad_enabled(wanted):
+                values.requires_grad_(wanted)
                 if own is not None and ctx.needs_input_grad[2]:
                     own.requires_grad_()
                 result = function(values, *pairs.masks(rows), own)
-            total += result.losses.detach().sum()
-            count += result.counted.sum()
+            losses.append(result.losses.detach())
+            counted.append(result.counted)
             if sheet is None:
                 continue
-            slopes = result.slopes
+            slopes, in_given = result.slopes, result.given_slopes
             if slopes is None:
                 leaves = [values] if own is None or not own.requires_grad else [values, own]
                 slopes, *rest = torch.autograd.grad(result.losses, leaves, torch.ones_like(result.losses))
-                if rest and given_slopes is not None:
-                    given_slopes[rows] = rest[0]
-            if centered is not None:
-                slopes = _pull(slopes, values.detach(), measure == "squared")
-            sheet[rows] = slopes
-        count.clamp_min_(1)
-        ctx.measure = measure
-        if centered is None:
-            ctx.save_for_backward(x, y, sheet, given_slopes, count)
-        else:
-            ctx.save_for_backward(centered.x, None if y is None else centered.y, sheet, given_slopes, count)
-        return total / count
+                in_given = rest[0] if rest else None
+            given_slopes += [] if in_given is None else [in_given]
+            sheet[rows] = slopes if source is None else pull_of(slopes, values.detach(), source.squared)
+        near = near_pull = None
+        if source is not None and sheet is not None:
+            near = source.near()
+            near_pull = sheet[near[0], near[1]]
+            sheet[near[0], near[1]] = 0
+        ctx.save_for_backward(
+            *(x, y, *((x, y) if source is None else (source.x, source.y)), sheet, near, near_pull),
+            *(torch.cat(given_slopes) if given_slopes else None, pairs.labels, pairs.other_labels),
+        )
+        count = torch.cat(counted).to(x.dtype)
+        ctx.mark_non_differentiable(count)
+        return torch.cat(losses), count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, sheet, given_slopes, count = ctx.saved_tensors
-        scale = gradients[0] / count
-        product = _from_dot if ctx.measure == "dot" else _from_pull
-        dx, dy = product(x, y, sheet, ctx.needs_input_grad[1])
-        dx = (dx * scale).to(sheet.dtype)
-        dy = None if dy is None else (dy * scale).to(sheet.dtype)
-        dg = None if given_slopes is None else given_slopes * scale
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, even_x, even_y, sheet, near, near_pull, given_slopes, labels, others = ctx.saved_tensors
+        g = slopes[0]
+
+        def weighted(rows: slice, columns: slice) -> Tensor:
+            if g.ndim == 1:
+                return sheet[rows, columns] * g[rows, None]
+            same = labels[rows, None] == others[None, columns]
+            return sheet[rows, columns] * torch.where(same, g[rows, :1], g[rows, 1:])
+
+        dx, dy = gradients(even_x, even_y, weighted, pull=near is not None, needs_y=ctx.needs_input_grad[1])
+        dx, dy = dx.to(x.dtype), None if dy is None else dy.to(x.dtype)
+        if near is not None:
+            i, j = near
+            scale = g[i] if g.ndim == 1 else torch.where(labels[i] == others[j], g[i, 0], g[i, 1])
+            add_near(x, y, near, near_pull * scale, dx, dy)
+        dg = None
+        if given_slopes is not None:
+            dg = given_slopes * g if g.ndim == 1 else (given_slopes * g).sum(dim=1)
         return dx, dy, dg, None, None, None, None
 
 
@@ -352,4 +295,5 @@ class _WithSlopes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (slopes,) = ctx.saved_tensors
-        return gradients[0] * slopes, None, None
+        g = gradients[0]
+        return (g if g.ndim == 0 else g[:, None]) * slopes, None, None

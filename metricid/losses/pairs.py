@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Pairs, Rows, compare, log_sum_exp, mean_over_anchors, with_slopes
+from metricid.losses.matrices import Pairs, Rows, compare, log_sum_and_shares, mean_over_anchors
 
 ContrastiveForm = Literal["hadsell", "linear"]
 ContrastiveReduction = Literal["mean", "mean_nonzero", "pairs"]
@@ -51,9 +51,13 @@ def contrastive_loss(
     Raises:
         ValueError: shapes disagree.
     """
+
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        return _contrast(values, positive, negative, form, positive_margin, negative_margin, reduction)
+
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
-        return _contrast(pairs.distances(), pairs, form, positive_margin, negative_margin, reduction)
+        return mean_over_anchors(pairs, "distance", rows)
 
 
 def snr_contrastive_loss(
@@ -88,15 +92,25 @@ def snr_contrastive_loss(
     Raises:
         ValueError: shapes disagree.
     """
+
+    @torch.no_grad()
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, signal: Tensor | None) -> Rows:
+        assert signal is not None
+        ratio = values / signal[:, None]
+        found = _contrast(ratio, positive, negative, "linear", positive_margin, negative_margin, reduction)
+        assert found.slopes is not None
+        ratio *= found.slopes / -signal[:, None]
+        in_signal = _by_kind((ratio * positive, ratio * negative), reduction)
+        return Rows(found.losses, found.counted, found.slopes / signal[:, None], in_signal)
+
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels)
         x = pairs.x - pairs.x.mean(dim=1, keepdim=True)
         y = x if pairs.own else pairs.y - pairs.y.mean(dim=1, keepdim=True)
         even = Pairs(x, y, pairs.labels, pairs.other_labels, pairs.own)
         # An embedding whose features are all equal has no signal: its distances are huge, but finite.
-        signal = x.square().sum(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
-        distances = even.distances(squared=True) / signal
-        return _contrast(distances, pairs, "linear", positive_margin, negative_margin, reduction)
+        signal = x.square().sum(dim=1).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+        return mean_over_anchors(even, "squared", rows, given=signal)
 
 
 def multi_similarity_loss(
@@ -133,16 +147,18 @@ def multi_similarity_loss(
         ValueError: shapes disagree.
     """
 
+    @torch.no_grad()
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
         if epsilon is not None:
-            fixed = values.detach()
-            nearest = fixed.masked_fill(~negative, -torch.inf).amax(dim=1, keepdim=True)
-            farthest = fixed.masked_fill(~positive, torch.inf).amin(dim=1, keepdim=True)
-            positive = positive & (fixed - epsilon < nearest)
-            negative = negative & (fixed + epsilon > farthest)
-        near = F.softplus(log_sum_exp(alpha * (base - values), positive)) / alpha
-        far = F.softplus(log_sum_exp(beta * (values - base), negative)) / beta
-        return Rows(near + far, torch.ones_like(near))
+            nearest = values.masked_fill(~negative, -torch.inf).amax(dim=1, keepdim=True)
+            farthest = values.masked_fill(~positive, torch.inf).amin(dim=1, keepdim=True)
+            positive = positive & (values - epsilon < nearest)
+            negative = negative & (values + epsilon > farthest)
+        near, pulled = log_sum_and_shares(alpha * (base - values), positive)
+        far, pushed = log_sum_and_shares(beta * (values - base), negative)
+        losses = F.softplus(near) / alpha + F.softplus(far) / beta
+        slopes = pushed.mul_(far.sigmoid()[:, None]).sub_(pulled.mul_(near.sigmoid()[:, None]))
+        return Rows(losses, torch.ones_like(losses), slopes)
 
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
@@ -179,13 +195,16 @@ def circle_loss(
         ValueError: shapes disagree.
     """
 
+    @torch.no_grad()
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
-        fixed = values.detach()
-        near = -scale * (1 + margin - fixed).relu_() * (values - 1 + margin)
-        far = scale * (fixed + margin).relu_() * (values - margin)
+        pull = (1 + margin - values).relu_().mul_(-scale)
+        push = (values + margin).relu_().mul_(scale)
+        near, pulled = log_sum_and_shares(pull * (values - 1 + margin), positive)
+        far, pushed = log_sum_and_shares(push * (values - margin), negative)
         known = positive.any(dim=1) & negative.any(dim=1)
-        gap = (log_sum_exp(near, positive) + log_sum_exp(far, negative)).where(known, 0.0)
-        return Rows(F.softplus(gap).where(known, 0.0), known)
+        gap = (near + far).where(known, 0.0)
+        slopes = pulled.mul_(pull).addcmul_(pushed, push).mul_((gap.sigmoid() * known)[:, None])
+        return Rows(F.softplus(gap).where(known, 0.0), known, slopes)
 
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
@@ -270,24 +289,29 @@ def _draw(distances: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Te
     return torch.zeros_like(distances).scatter_add_(1, columns, real.to(distances.dtype))
 
 
+@torch.no_grad()
 def _contrast(
     distances: Tensor,
-    pairs: Pairs,
+    positive: Tensor,
+    negative: Tensor,
     form: ContrastiveForm,
     positive_margin: float,
     negative_margin: float,
     reduction: ContrastiveReduction,
-) -> Tensor:
-    """The contrastive loss of all pairs, with its slope in each distance."""
-    positive, negative = pairs.masks()
-    with torch.no_grad():
-        gaps = torch.where(positive, distances - positive_margin, negative_margin - distances).relu_()
-        gaps.masked_fill_(~(positive | negative), 0)
-        counted = gaps > 0 if reduction == "mean_nonzero" else positive | negative
-        kinds = (counted, counted) if reduction == "pairs" else (counted & positive, counted & negative)
-        near, far = (kind.sum().clamp_min(1).to(gaps.dtype) for kind in kinds)
-        slopes = torch.where(positive, 1 / near, -1 / far)
-        slopes *= gaps if form == "hadsell" else gaps > 0
-        value = gaps.mul_(slopes.abs()).sum()
-        value = 0.5 * value if form == "hadsell" else value
-    return with_slopes(distances, value, slopes) + pairs.nan_or_zero()
+) -> Rows:
+    """The contrastive losses of some rows, with their slopes in each distance."""
+    near = (distances - positive_margin).relu_().mul_(positive)
+    far = (negative_margin - distances).relu_().mul_(negative)
+    active = near.sign(), far.sign()
+    counted = active if reduction == "mean_nonzero" else (positive, negative)
+    if form == "hadsell":
+        losses, slopes = (near.square().mul_(0.5), far.square().mul_(0.5)), (near, far)
+    else:
+        losses, slopes = (near, far), active
+    return Rows(_by_kind(losses, reduction), _by_kind(counted, reduction), slopes[0] - slopes[1])
+
+
+def _by_kind(values: tuple[Tensor, Tensor], reduction: ContrastiveReduction) -> Tensor:
+    """Sums of the rows of positives and of negatives, [R, 2]; [R] where the two share one mean."""
+    near, far = (side.sum(dim=1) for side in values)
+    return near + far if reduction == "pairs" else torch.stack([near, far], dim=1)

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Rows, compare, mean_over_anchors, with_slopes
+from metricid.losses.matrices import Rows, compare, log_sum_and_shares, mean_over_anchors, with_slopes
 
 
 def ranked_list_loss(
@@ -47,11 +46,13 @@ def ranked_list_loss(
         ValueError: shapes disagree.
     """
 
+    @torch.no_grad()
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
         near, far = values - (boundary - margin), boundary - values
-        pulled = _weighted_mean(near, positive & (near > 0), positive_temperature)
-        pushed = _weighted_mean(far, negative & (far > 0), temperature)
-        return Rows((1 - balance) * pulled + balance * pushed, torch.ones_like(pulled))
+        pulled, by_near = _weighted_mean(near, positive & (near > 0), positive_temperature)
+        pushed, by_far = _weighted_mean(far, negative & (far > 0), temperature)
+        slopes = by_near.mul_(1 - balance).sub_(by_far, alpha=balance)
+        return Rows((1 - balance) * pulled + balance * pushed, torch.ones_like(pulled), slopes)
 
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
@@ -249,10 +250,11 @@ def recall_at_k_loss(
         return mean_over_anchors(pairs, "dot", rows, width=slots)
 
 
-def _weighted_mean(values: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """Mean of each row over a mask with weights exp(temperature * value); 0 for an empty row."""
-    weights = (temperature * values).masked_fill(~mask, -torch.finfo(values.dtype).max).softmax(dim=1)
-    return (weights * F.relu(values)).where(mask, 0.0).sum(dim=1)
+def _weighted_mean(values: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Mean of each row over a mask, weighted by exp(temperature * value), and its slopes; 0 if empty."""
+    _, weights = log_sum_and_shares(temperature * values, mask)
+    mean = (weights * values).sum(dim=1)
+    return mean, (values - mean[:, None]).mul_(temperature).add_(1).mul_(weights)
 
 
 def _beaten(

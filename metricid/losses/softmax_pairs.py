@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Pairs, Rows, compare, log_sum_exp, mean_over_anchors
+from metricid.losses.matrices import Pairs, Rows, compare, log_sum_and_shares, log_sum_exp, mean_over_anchors
 
 SupConForm = Literal["out", "in"]
 NCAForm = Literal["log", "probability"]
@@ -95,8 +95,11 @@ def ntxent_loss(
         ValueError: shapes or dtypes that do not fit.
     """
 
+    @torch.no_grad()
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
-        return _among_negatives(values / temperature, values / temperature, positive, negative)
+        logits = values / temperature
+        losses, near, far = _among_negatives(logits, logits, positive, negative)
+        return Rows(losses, positive.sum(dim=1), near.add_(far).div_(temperature))
 
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
@@ -135,12 +138,16 @@ def nca_loss(
         ValueError: shapes or dtypes that do not fit.
     """
 
+    @torch.no_grad()
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
         logits = -scale * values
-        lost = log_sum_exp(logits, positive | negative) - log_sum_exp(logits, positive)
+        every, share = log_sum_and_shares(logits, positive | negative)
+        right, right_share = log_sum_and_shares(logits, positive)
         known = positive.any(dim=1)
-        lost = lost.where(known, 0.0)
-        return Rows(lost if form == "log" else -torch.expm1(-lost), known)
+        lost = (every - right).where(known, 0.0)
+        steep = (scale if form == "log" else scale * torch.exp(-lost)) * known
+        slopes = right_share.sub_(share).mul_(steep[:, None])
+        return Rows(lost if form == "log" else -torch.expm1(-lost), known, slopes)
 
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
@@ -181,15 +188,20 @@ def npair_loss(
         place, size = _places(pairs.other_labels)
         chosen = place == (1 if pairs.own else 0)
         anchors = (place == 0) & (size > 1) if pairs.own else torch.isin(pairs.labels, pairs.other_labels)
+        used = chosen & torch.isin(pairs.other_labels, pairs.labels)
+        # A class of the references without an anchor is a negative of all.
+        (i, real), (j, there) = _first(anchors), _first(chosen)
+        few = Pairs(pairs.x[i], pairs.y[j], pairs.labels[i], pairs.other_labels[j], own=False)
 
+        @torch.no_grad()
         def rows(values: Tensor, positive: Tensor, negative: Tensor, anchor: Tensor | None) -> Rows:
             assert anchor is not None
-            real = positive & chosen & (anchor > 0)[:, None]
-            return _among_negatives(values, values, real, negative & chosen)
+            pulled = positive & there & (anchor > 0)[:, None]
+            losses, near, far = _among_negatives(values, values, pulled, negative & there)
+            return Rows(losses, pulled.sum(dim=1), near.add_(far))
 
-        loss = mean_over_anchors(pairs, "dot", rows, given=anchors.to(pairs.x.dtype))
+        loss = mean_over_anchors(few, "dot", rows, given=real.to(few.x.dtype)) + pairs.nan_or_zero()
         if l2:
-            used = torch.isin(pairs.other_labels, pairs.labels) & chosen
             for side, taken in ((pairs.x, anchors), (pairs.y, used)):
                 lengths = side.square().sum(dim=1).where(taken, 0.0)
                 loss = loss + 0.5 * l2 * lengths.sum() / taken.sum().clamp(min=1)
@@ -232,12 +244,16 @@ def tuplet_margin_loss(
     """
     angle = math.radians(margin)
 
+    @torch.no_grad()
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
         # Below 1 - c^2 of every representable c but +-1, where the exact slope would be infinite.
         smallest = torch.finfo(values.dtype).eps ** 2
-        sine = ((1 - values) * (1 + values)).clamp_min(smallest).sqrt()
-        near = values * math.cos(angle) + sine * math.sin(angle)
-        return _among_negatives(scale * near, scale * values, positive, negative)
+        square = (1 - values) * (1 + values)
+        sine = square.clamp_min(smallest).sqrt_()
+        slack = math.cos(angle) * values + math.sin(angle) * sine
+        losses, near, far = _among_negatives(scale * slack, scale * values, positive, negative)
+        steep = math.cos(angle) - math.sin(angle) * (values / sine).masked_fill_(square < smallest, 0)
+        return Rows(losses, positive.sum(dim=1), near.mul_(steep).add_(far).mul_(scale))
 
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
@@ -245,10 +261,20 @@ def tuplet_margin_loss(
         return loss + variance_weight * _pair_variance(pairs, variance_slack) if variance_weight else loss
 
 
-def _among_negatives(near: Tensor, far: Tensor, positive: Tensor, negative: Tensor) -> Rows:
-    """Cross-entropy of each positive's logit against the logits of the row's negatives."""
-    lost = F.softplus(log_sum_exp(far, negative)[:, None] - near)
-    return Rows(lost.where(positive, 0.0).sum(dim=1), positive.sum(dim=1))
+def _among_negatives(
+    near: Tensor, far: Tensor, positive: Tensor, negative: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of each positive's logit against the logits of the row's negatives.
+
+    Returns:
+        Sums over the positives [R], and slopes in `near` and in `far` [R, M].
+    """
+    total, share = log_sum_and_shares(far, negative)
+    gaps = total[:, None] - near
+    losses = F.softplus(gaps).masked_fill_(~positive, 0).sum(dim=1)
+    missed = gaps.sigmoid_().masked_fill_(~positive, 0)
+    far_slopes = share.mul_(missed.sum(dim=1, keepdim=True))
+    return losses, missed.neg_(), far_slopes
 
 
 def _pair_variance(pairs: Pairs, slack: float) -> Tensor:
@@ -264,5 +290,17 @@ def _pair_variance(pairs: Pairs, slack: float) -> Tensor:
 
 def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Of each sample, how many of its class come before it, and how many its class has."""
-    same = labels[:, None] == labels[None, :]
-    return same.tril(-1).sum(dim=1), same.sum(dim=1)
+    ascending, order = labels.sort(stable=True)
+    first, after = (torch.searchsorted(ascending, labels, right=right) for right in (False, True))
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(labels), device=labels.device))
+    return place - first, after - first
+
+
+def _first(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a mask [N] is true: places in order, and which of them are real; none fewer than one.
+
+    On the CPU they are as many as are real; elsewhere all, as the host would wait to know their number.
+    """
+    size = max(1, int(mask.sum())) if mask.device.type == "cpu" else len(mask)
+    places = (~mask).to(torch.uint8).sort(stable=True).indices[:size]
+    return places, mask[places]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metricid.losses.checks import no_autocast
 from metricid.losses.matrices import Pairs, Rows, compare, mean_over_anchors, with_slopes
-from metricid.mining import batch_all, batch_hard, semi_hard
+from metricid.mining import Triplets, batch_all, batch_hard, semi_hard
 
 TripletMiner = Literal["batch_hard", "batch_all", "semi_hard"]
 TripletReduction = Literal["mean", "mean_nonzero"]
@@ -60,15 +60,13 @@ def triplet_loss(
             if margin is not None and not swap:
                 return _all_hinges(pairs, margin, squared, reduction)
             return _all_in_blocks(pairs, margin, squared, swap, reduction)
-        positive, negative = pairs.masks()
         if miner == "batch_hard":
-            with torch.no_grad():
-                triplets = batch_hard(pairs.distances(squared=True), positive, negative)
+            triplets = hardest(pairs)
             near = row_distances(pairs.x, pairs.y[triplets.positive[:, 0]], squared)[:, None]
             far = row_distances(pairs.x, pairs.y[triplets.negative[:, 0]], squared)[:, None]
         else:
             distances = pairs.distances(squared=squared)
-            triplets = semi_hard(distances, positive, negative, margin)
+            triplets = semi_hard(distances, *pairs.masks(), margin)
             near, far = distances.gather(1, triplets.positive), distances.gather(1, triplets.negative)
         if swap:
             sides = pairs.y[triplets.positive], pairs.y[triplets.negative]
@@ -116,6 +114,12 @@ def weighted_triplet_loss(
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
         return mean_over_anchors(pairs, "distance", rows)
+
+
+def hardest(pairs: Pairs) -> Triplets:
+    """The hardest triplet of each anchor, found some rows at a time."""
+    found = [batch_hard(*block) for block in pairs.blocks(squared=True)]
+    return Triplets(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def row_distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:

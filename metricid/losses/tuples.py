@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Rows, compare, log_sum_exp, mean_over_anchors
-from metricid.losses.triplets import hinge, row_distances
-from metricid.mining import batch_hard
+from metricid.losses.matrices import Rows, compare, log_sum_and_shares, log_sum_exp, mean_over_anchors
+from metricid.losses.triplets import hardest, hinge, row_distances
 
 
 def quadruplet_loss(
@@ -52,7 +51,7 @@ def quadruplet_loss(
         pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
         x, y, classes = pairs.x, pairs.y, pairs.other_labels
         with torch.no_grad():
-            triplets = batch_hard(pairs.distances(squared=True), *pairs.masks())
+            triplets = hardest(pairs)
             across = pairs.between(squared=True)
             across.masked_fill_(classes[:, None] == classes[None, :], torch.inf)
             # The nearest pair of all serves every anchor but those of its two classes, which get their own.
@@ -139,10 +138,13 @@ def generalized_lifted_loss(
         ValueError: shapes disagree.
     """
 
+    @torch.no_grad()
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
         known = positive.any(dim=1) & negative.any(dim=1)
-        gap = log_sum_exp(values, positive) + log_sum_exp(margin - values, negative)
-        return Rows(F.relu(gap.where(known, 0.0)), known)
+        near, pulled = log_sum_and_shares(values, positive)
+        far, pushed = log_sum_and_shares(margin - values, negative)
+        losses = F.relu((near + far).where(known, 0.0))
+        return Rows(losses, known, pulled.sub_(pushed).mul_((losses > 0)[:, None]))
 
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)

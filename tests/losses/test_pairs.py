@@ -194,6 +194,54 @@ def test_distances_are_right_where_float32_products_would_be_noise() -> None:
     assert_close(leaf.grad[0], (x[0] - x[1]) / (x[0] - x[1]).norm(), rtol=1e-3, atol=1e-3)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("few", [1, 10**9], ids=["one_by_one", "float64"])
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_near_pairs_among_others_are_right(
+    few: int, squared: bool, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs at 1e-5 of their length, and copies, among strangers, both ways in which the CPU treats them."""
+    monkeypatch.setattr("metricid.losses.distances._FEW", few)
+    torch.manual_seed(0)
+    x = torch.randn(300, 32)
+    x[5] = x[0] + 1e-5 * torch.randn(32)
+    x[299] = x[7] + 1e-3 * torch.randn(32)
+    x[40] = x[41]
+    y = None if own else torch.cat([torch.randn(70, 32), x[:90] + 1e-4 * torch.randn(90, 32)])
+    weights = torch.randn(300, 300 if y is None else 160, dtype=torch.float64)
+    weights[40:42, 40:42] = 0  # copies: the direct formula has no gradient there
+    sides = [x] if y is None else [x, y]
+    exact = [side.double().requires_grad_() for side in sides]
+    gaps = exact[0][:, None] - exact[-1][None, :]
+    expected = gaps.square().sum(dim=2)
+    if not squared:
+        expected = expected.clamp_min(1e-30).sqrt()
+    leaves = [side.clone().requires_grad_() for side in sides]
+    actual = pairwise_distances(*leaves, squared=squared)
+    assert_close(actual.double(), expected, rtol=2e-6, atol=1e-14)
+    if own:
+        assert (actual.diagonal() == 0).all() and actual[40, 41] == 0
+        weights.fill_diagonal_(0)
+    weighted = torch.autograd.grad((actual * weights.float()).sum(), leaves)
+    for mine, right in zip(weighted, torch.autograd.grad((expected * weights).sum(), exact), strict=True):
+        assert_close(mine.double(), right, rtol=0, atol=3e-6 * float(right.abs().max()))
+    labels = torch.arange(300) % 150
+    others = None if y is None else torch.arange(160) % 150
+    for reduction in ("mean", "pairs"):
+        options: dict[str, Any] = {"normalize": False, "negative_margin": 9.0, "reduction": reduction}
+        single = contrastive_loss(
+            leaves[0], labels, references=None if own else leaves[1], reference_labels=others, **options
+        )
+        double = contrastive_loss(
+            exact[0], labels, references=None if own else exact[1], reference_labels=others, **options
+        )
+        assert_close(single.double(), double, rtol=2e-6, atol=0)
+        for mine, right in zip(
+            torch.autograd.grad(single, leaves), torch.autograd.grad(double, exact), strict=True
+        ):
+            assert_close(mine.double(), right, rtol=0, atol=3e-6 * float(right.abs().max()))
+
+
 def test_distances_tell_neighbouring_float32_numbers_apart() -> None:
     """Rows of length 800 that differ by a few units in the last place, as when a batch collapses."""
     torch.manual_seed(0)

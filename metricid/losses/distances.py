@@ -1,0 +1,187 @@
+"""Euclidean distances between rows, fast and right also where rows nearly coincide."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from metricid.losses.checks import compute_dtype, no_autocast
+
+# Float32 loses digits of |x|^2 + |y|^2 - 2 x.y where it is below this share of |x|^2 + |y|^2.
+_NEAR = 1 / 16
+# More near pairs than one in so many are cheaper as a float64 product than one by one.
+_FEW = 128
+
+
+def pairwise_distances(
+    embeddings: Tensor, references: Tensor | None = None, *, squared: bool = False
+) -> Tensor:
+    """Euclidean distances between all rows, right also where rows nearly coincide.
+
+    The product behind |x|^2 + |y|^2 - 2 x.y would turn small distances into noise in float32 (or TF32). On
+    the CPU pairs that are near for their length are computed again from their difference; elsewhere, and
+    where such pairs are many, the product of the centered rows runs in float64. Rows nearer to each other
+    than float32 can tell (by 3.4e-7 of the smaller of their distances from the mean of the batch) may then
+    have distance 0 and there the subgradient 0; any other pair has the full gradient of unit length
+    (`squared` fades with the distance instead). Apple GPUs have no float64: there the product is float32 and
+    the limit 7.8e-3, so that nearly equal rows count as equal.
+
+    Args:
+        embeddings: [B, D], any float dtype.
+        references: [M, D]; None for the embeddings themselves.
+        squared: return d^2 and not d.
+
+    Returns:
+        [B, M], float32 (float64 for float64 input).
+    """
+    with no_autocast(embeddings):
+        if references is None:
+            return _Distances.apply(embeddings.to(compute_dtype(embeddings)), None, squared)
+        dtype = compute_dtype(embeddings, references)
+        return _Distances.apply(embeddings.to(dtype), references.to(dtype), squared)
+
+
+def row_blocks(x: Tensor, columns: int, width: int = 1) -> Iterator[slice]:
+    """Rows that fit a cache on a CPU, and few launches on a GPU."""
+    entries = 1 << 18 if x.device.type == "cpu" else 1 << 25
+    size = max(1, entries // (columns * width))
+    return (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
+
+
+class DistanceRows:
+    """Distances of anchors to references, a block of rows at a time.
+
+    Attributes:
+        x: [B, D], centered, in the dtype of the products.
+        y: [M, D] alike; None where the anchors are their own references.
+    """
+
+    def __init__(self, anchors: Tensor, references: Tensor | None, squared: bool):
+        self.anchors, self.references, self.squared = anchors, references, squared
+        self._near = [torch.empty(2, 0, dtype=torch.int64, device=anchors.device)]
+        self._center(anchors.dtype if anchors.device.type in ("cpu", "mps") else torch.float64)
+
+    def _center(self, dtype: torch.dtype) -> None:
+        x = self.anchors.to(dtype)
+        mean = x.mean(dim=0)
+        self.x = x - mean
+        self.y = None if self.references is None else self.references.to(dtype) - mean
+        self._x_norms = self.x.square().sum(dim=1)
+        self._y_norms = self._x_norms if self.y is None else self.y.square().sum(dim=1)
+
+    def block(self, rows: slice) -> Tensor:
+        """[R, M] distances of some anchors, squared if so wanted, in the dtype of the anchors."""
+        x_norms, y_norms = self._x_norms[rows, None], self._y_norms[None, :]
+        result = torch.addmm(y_norms, self.x[rows], (self.x if self.y is None else self.y).T, alpha=-2)
+        result += x_norms
+        if result.dtype == torch.float64 or result.device.type != "cpu":
+            rounding = 512 * torch.finfo(result.dtype).eps * torch.minimum(x_norms, y_norms)
+            result.masked_fill_(result <= rounding, 0)  # equal, but for rounding
+        else:
+            near = result < (x_norms + y_norms).mul_(_NEAR)
+            if self.y is None:
+                near.diagonal(offset=rows.start).fill_(False)
+                result.diagonal(offset=rows.start).fill_(0)
+            found = near.nonzero().T
+            if found.shape[1] > near.numel() // _FEW:
+                self._center(torch.float64)
+                return self.block(rows)
+            i, j = found
+            found = torch.stack([i + rows.start, j])
+            gaps = _gaps(self.anchors, self.references, found)
+            result[i, j] = torch.cat([gap.square_().sum(dim=1) for _, gap in gaps])
+            self._near.append(found)
+        result = result.to(self.anchors.dtype)
+        return result if self.squared else result.sqrt_()
+
+    def near(self) -> Tensor:
+        """[2, N] int64: the pairs whose pull the product would lose to rounding; anchors, references."""
+        return torch.cat(self._near, dim=1)
+
+
+def pull_of(slopes: Tensor, distances: Tensor, squared: bool) -> Tensor:
+    """dL/dx_i = sum_j pull_ij (x_i - x_j): 2 slopes, or slopes / d with the subgradient 0 at d = 0."""
+    return 2 * slopes if squared else (slopes / distances).masked_fill_(distances == 0, 0)
+
+
+def gradients(
+    x: Tensor, y: Tensor | None, part: Callable[[slice, slice], Tensor], *, pull: bool, needs_y: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the rows, in their dtype, from a sheet of slopes.
+
+    Args:
+        x: [B, D].
+        y: [M, D]; None for x, where one product serves both sides.
+        part: (rows, columns) -> that part of the sheet [B, M].
+        pull: the sheet holds the pull between rows, and not the slope in their product.
+        needs_y: compute the second gradient, too.
+    """
+    every = slice(None)
+    other = x if y is None else y
+    dx = torch.empty_like(x)
+    dy = torch.zeros_like(other) if y is not None and needs_y else None
+    for rows in row_blocks(x, len(other)):
+        block = part(rows, every)
+        if y is None:
+            block = block + part(every, rows).T
+        block = block.to(x.dtype)
+        torch.mm(block, other, out=dx[rows])
+        if dy is not None:
+            dy.addmm_(block.T, x[rows])
+        if pull:
+            torch.addcmul(-dx[rows], block.sum(dim=1, keepdim=True), x[rows], out=dx[rows])
+            if dy is not None:
+                dy.addcmul_(block.sum(dim=0)[:, None], other, value=-1)
+    if dy is not None and pull:
+        dy.neg_()
+    return dx, dy
+
+
+def add_near(x: Tensor, y: Tensor | None, pairs: Tensor, pull: Tensor, dx: Tensor, dy: Tensor | None) -> None:
+    """Adds the pull [N] of near pairs [2, N] to gradients of rows that are not centered."""
+    for part, gap in _gaps(x, y, pairs):
+        gap *= pull[part, None]
+        dx.index_add_(0, pairs[0, part], gap)
+        if y is None or dy is not None:
+            (dx if dy is None else dy).index_add_(0, pairs[1, part], gap, alpha=-1)
+
+
+def _gaps(x: Tensor, y: Tensor | None, pairs: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """x_i - y_j of pairs [2, N], some at a time."""
+    for start in range(0, max(pairs.shape[1], 1), 4096):
+        part = slice(start, start + 4096)
+        i, j = pairs[:, part]
+        yield part, x[i] - (x if y is None else y)[j]
+
+
+class _Distances(torch.autograd.Function):
+    """Distance matrix that keeps one [B, M] sheet for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor | None, squared: bool) -> Tensor:
+        source = DistanceRows(x, y, squared)
+        blocks = row_blocks(x, len(x if y is None else y))
+        result = torch.cat([source.block(rows) for rows in blocks])
+        ctx.squared = squared
+        ctx.save_for_backward(x, y, source.x, source.y, source.near(), result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, y, centered, centered_y, near, distances = ctx.saved_tensors
+        sheet = pull_of(slopes[0], distances, ctx.squared)
+        pull = sheet[near[0], near[1]]
+        sheet[near[0], near[1]] = 0
+        dx, dy = gradients(
+            centered,
+            centered_y,
+            lambda rows, columns: sheet[rows, columns],
+            pull=True,
+            needs_y=ctx.needs_input_grad[1],
+        )
+        dx, dy = dx.to(x.dtype), None if dy is None else dy.to(x.dtype)
+        add_near(x, y, near, pull, dx, dy)
+        return dx, dy, None
