@@ -53,12 +53,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cameras:
-    """Attributes:
-    shares: share of the images of each camera, by name.
-    unknown: images whose camera is not given.
-    identities: those with a known camera.
-    on_one: those of them that only one camera has seen.
-    median: cameras that have seen an identity, in the middle.
+    """Which cameras took the images.
+
+    Attributes:
+        shares: share of the images of each camera, by name.
+        unknown: images whose camera is not given.
+        identities: those with a known camera.
+        on_one: those of them that only one camera has seen.
+        median: cameras that have seen an identity, in the middle.
     """
 
     shares: dict[str, float]
@@ -70,12 +72,14 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Attributes:
-    sampled: images that were read.
-    unreadable: others that could not be.
-    height, width: medians, in pixels.
-    aspect: median of height / width.
-    kind: what is probably shown, by the shape alone; `other` where shapes differ or say nothing.
+    """Sizes of a sample of the images.
+
+    Attributes:
+        sampled: images that were read.
+        unreadable: others that could not be.
+        height, width: medians, in pixels.
+        aspect: median of height / width.
+        kind: what is probably shown, by the shape alone; `other` where shapes differ or say nothing.
     """
 
     sampled: int

@@ -1,7 +1,7 @@
 """How many labels are probably wrong, from nearest neighbours among stored embeddings; arrays only."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ def estimate_noise(
     cameras: NDArray[np.int64] | None = None,
     seed: int = 0,
     most: int = MOST_EXAMINED,
+    advance: Callable[[int], Any] | None = None,
 ) -> NoiseEstimate | None:
     """Estimates the share of wrong labels.
 
@@ -78,6 +79,8 @@ def estimate_noise(
         seed: of the images examined and of the planted labels.
         most: examine a random sample of so many images; neighbours are exact among all N.
 
+        advance: is told of so many images more that are examined.
+
     Returns:
         None where fewer than 30 images can be examined, or there is one identity only.
     """
@@ -97,6 +100,8 @@ def estimate_noise(
         proofs[part], nearest[part] = _proof(gallery, chunk, order, gallery.codes[chunk])
         planted_proofs[part], _ = _proof(gallery, chunk, order, planted[part])
         own_first += int((found[:, 0] == gallery.codes[chunk]).sum())
+        if advance is not None:
+            advance(len(chunk))
     planted_proofs = planted_proofs[planted >= 0]
     if not len(planted_proofs):
         return None

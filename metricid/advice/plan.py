@@ -36,11 +36,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes:
-    lines: the advice.
-    warnings: what in the table will hurt, whatever is chosen.
-    recipe: a recipe without the place of the data; None where nothing can be trained.
-    problem: why there is no recipe; empty where there is one.
+    """What to start from.
+
+    Attributes:
+        lines: the advice.
+        warnings: what in the table will hurt, whatever is chosen.
+        recipe: a recipe without the place of the data; None where nothing can be trained.
+        problem: why there is no recipe; empty where there is one.
     """
 
     lines: tuple[Line, ...]
@@ -103,7 +105,7 @@ def divide(figures: Figures) -> Division | None:
     parts = figures.split_counts
     if "train" in parts and any(name in parts for name in TESTED):
         return _by_column(figures)
-    several = all(len(counts) > 1 for counts in parts.values())
+    several = all(len(counts) > 1 and counts.max() > 1 for counts in parts.values())
     if len(parts) == 2 and several and not figures.shared and not any(name in parts for name in TESTED):
         return _named(parts)
     return _drawn(figures, free=not parts or "train" in parts)
@@ -145,12 +147,9 @@ def _drawn(figures: Figures, free: bool) -> Division | None:
         if free:
             counts = figures.split_counts.get("train", counts)
             return Division("all", None, counts, len(counts), 0, 0, 0, 0) if len(counts) > 1 else None
-        if len(counts) < 3:
+        if len(several) < 4:
             return None
-        train = len(counts) - 1
-        mean = round(float(counts.mean()))
-        return Division("drawn", {"train_identities": train, "seed": 0}, counts, train, 0, 1, mean, 0)
-    train = round(TRAIN_SHARE * len(several))
+    train = min(round(TRAIN_SHARE * len(several)), len(several) - 2)  # a test needs two identities to confuse
     validation = _validation(train)
     left_out = len(counts) - len(several)
     split: dict[str, Any] = {"train_identities": train}

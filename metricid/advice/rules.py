@@ -65,7 +65,9 @@ def advise(
     """
     division = divide(figures)
     if division is None:
-        problem = f"{_ids(figures.spread.identities)} in the table, and none to tell apart in the training"
+        problem = (
+            f"{_ids(figures.spread.identities)} in the table, too few to train on some and tell others apart"
+        )
         return Plan((), tuple(warnings_of(figures, None, noise)), None, problem)
     spread = division.spread
     share = noise.share if noise is not None and noise.share is not None else 0.0

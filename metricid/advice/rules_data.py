@@ -69,7 +69,8 @@ def split_line(division: Division) -> Line:
     basis = f"about {images:,} test images of {division.test:,} identities: {impostors:,} impostor pairs"
     why = "nobody may be on both sides, or the test measures memory"
     if impostors > RULE_OF_30:
-        why += f"; so many pairs bear false accept rates from {RULE_OF_30 / impostors:.1e} (rule of 30)"
+        rate = f"{RULE_OF_30 / impostors:.1e} (rule of 30, for independent pairs)"
+        why += f"; so many pairs bear false accept rates from {rate}"
     if division.validation:
         why += "; a checkpoint picked on the test identities would flatter itself"
     if division.left_out:

@@ -80,6 +80,8 @@ def _sides(division: Division) -> Iterator[str]:
             f"{division.train} training identities are fewer than the {USUAL_P} that a batch usually holds: "
             "each batch shows all of them, and there is little to compare; expect a model of these alone"
         )
+    if division.test and division.test_images <= division.test:
+        yield "no test identity has two images: nothing can be found in the test; change the split column"
     if 0 < division.test < FEW_TESTED:
         yield (
             f"{division.test} test identities: a few of them decide the result; take "

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
+from tqdm import tqdm
 
 from metricid.advice import Figures, NoiseEstimate, Plan, advise, describe, estimate_noise
 from metricid.advice.figures import KINDS
@@ -171,10 +172,7 @@ def _layout(layout: str, root: str | None, texts: list[str]) -> Subject:
     root = None if layout in SYNTHETIC else root
     source, table = open_layout(layout, root=root, options=given, option="DATA")
     place: dict[str, Any] = {"train": layout} | ({"root": root} if root else {})
-    size = given.pop("size", None)
     place |= {"options": given} if given else {}
-    if size is not None:
-        place["options"] = given | {"size": size}
     return Subject(f"{source.name} (layout {layout})", table, source, place, layout)
 
 
@@ -252,14 +250,13 @@ def _noise(options: argparse.Namespace, subject: Subject) -> tuple[NoiseEstimate
     vectors = stored.embeddings[where[rows]]
     if not vectors.any(axis=1).all():
         raise InputError(f"{stored.table.name}: holds a zero vector, which has no direction; embed again")
-    estimate = estimate_noise(
-        vectors,
-        table.labels()[rows],
-        cameras=np.unique(cameras[rows].astype(str), return_inverse=True)[1]
-        if options.other_cameras and cameras is not None
-        else None,
-        seed=options.seed,
-    )
+    seen_by = None
+    if options.other_cameras and cameras is not None:
+        seen_by = np.unique(cameras[rows].astype(str), return_inverse=True)[1]
+    with tqdm(desc="neighbours", unit="img", leave=False, disable=None) as bar:
+        estimate = estimate_noise(
+            vectors, table.labels()[rows], cameras=seen_by, seed=options.seed, advance=bar.update
+        )
     if estimate is None:
         return None, "not estimated: it takes 30 images of identities with three or more"
     examples = tuple((int(rows[a]), int(rows[b])) for a, b in estimate.examples)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from metricid.advice.noise import NoiseEstimate
 from metricid.advice.recipe import complete
 from metricid.advice.rules import adacos_scale, scale_bound
 from metricid.config import find_recipe, read_recipe
-from metricid.losses import AdaCos
+from metricid.losses import AdaCos, Objective
 from metricid.training.build import check_recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -55,6 +56,11 @@ def test_every_advice_is_a_recipe_that_fits_its_table(counts, repeat, cameras, k
     usable = counts[counts >= split.min_images] if split else counts
     train = split.train_identities - split.validation_identities if split else len(usable)
     assert train >= 2 and (split is None or split.train_identities < len(usable))
+    sizes = usable[:train].tolist()
+    built = Objective.from_config(config.objective, train, 8, 8, sizes)
+    labels = torch.arange(8) // 2 % train
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(built(x, x, labels, progress=0.5).total)
     if sampler["name"] == "pk":
         assert 2 <= sampler["identities"] <= train
         assert sampler["images"] == 2 or (usable >= sampler["images"]).mean() >= 0.75
@@ -140,6 +146,24 @@ def test_fewer_identities_than_a_batch_holds():
     plan = advise(table(np.full(5, 10)), kind="faces")
     assert plan.recipe["data"]["sampler"]["identities"] == 5
     assert any("5 training identities are fewer" in text for text in plan.warnings)
+
+
+@pytest.mark.parametrize("several", [0, 3, 4, 9])
+def test_a_split_column_that_says_nothing_of_training_leaves_two_to_test(several):
+    counts = np.array([2] * several + [1] * 4)
+    column = np.array(["x", "y"] * counts.sum(), object)[: counts.sum()]
+    plan = advise(table(counts, splits=column))
+    if several < 4:
+        assert plan.recipe is None and "too few" in plan.problem
+        return
+    split = plan.recipe["data"]["split"]
+    assert split["train_identities"] == several - 2 and split["min_images"] == 2
+
+
+def test_a_test_side_of_singletons_is_named():
+    column = np.array(["train"] * 8 + ["test"] * 3, object)
+    plan = advise(table(np.array([4, 4, 1, 1, 1]), splits=column))
+    assert any("no test identity has two images" in text for text in plan.warnings)
 
 
 def test_the_split_column_is_followed():
