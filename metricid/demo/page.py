@@ -183,20 +183,31 @@ class _CompareTab:
                     )
                     shown.append(gradio.HTML("", elem_id=f"compare-shown-{place + 1}"))
         self.answer = gradio.HTML(markup.hint(_TWO), elem_id="verdict")
+
+        def judge(value: float, *vectors: np.ndarray | None) -> str:
+            return self.show(vectors, value)
+
         for place in range(2):
+            # Judged one at a time, after a photo is remembered: where both come at once, the last sees both.
             drops[place].upload(
                 self._taker(place),
-                [drops[place], threshold, *self.states],
-                [drops[place], self.states[place], shown[place], self.answer],
+                drops[place],
+                [drops[place], self.states[place], shown[place]],
+                api_visibility="private",
+            ).then(
+                judge,
+                [threshold, *self.states],
+                self.answer,
+                show_progress="hidden",
+                concurrency_id="compare",
+                concurrency_limit=1,
                 api_visibility="private",
             )
 
-    def _taker(self, place: int) -> Callable[..., list[Any]]:
-        def given(file: str | None, value: float, *vectors: np.ndarray | None) -> list[Any]:
+    def _taker(self, place: int) -> Callable[[str | None], list[Any]]:
+        def given(file: str | None) -> list[Any]:
             photo, picture = receive(self._studio, file, ("First photo", "Second photo")[place])
-            vector = None if photo is None else photo.vector
-            both = tuple(vector if i == place else other for i, other in enumerate(vectors))
-            return [None, vector, picture, self.show(both, value)]
+            return [None, None if photo is None else photo.vector, picture]
 
         return given
 
