@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Rows, compare, log_sum_and_shares, log_sum_exp, mean_over_anchors
+from metricid.losses.distances import row_blocks
+from metricid.losses.matrices import (
+    Pairs,
+    Rows,
+    compare,
+    log_sum_and_shares,
+    log_sum_exp,
+    mean_over_anchors,
+    with_slopes,
+)
 from metricid.losses.triplets import hardest, hinge, row_distances
 
 
@@ -105,9 +114,11 @@ def lifted_structure_loss(
         of_anchor = log_sum_exp(margin - distances, negative)
         of_partner = of_anchor if pairs.own else log_sum_exp(margin - distances.T, negative.T)
         known = positive & (negative.any(dim=1)[:, None] | negative.any(dim=0)[None, :])
-        pushed = torch.logaddexp(of_anchor[:, None], of_partner[None, :])
-        losses = F.relu(pushed.where(known, 0.0) + distances).square().where(known, 0.0)
-        return 0.5 * losses.sum() / known.sum().clamp_min(1) + pairs.nan_or_zero()
+        marks, columns = known.to(torch.uint8).topk(pairs.most_positives(), dim=1)
+        real = marks.bool()
+        pushed = torch.logaddexp(of_anchor[:, None], of_partner[columns]).where(real, 0.0)
+        losses = F.relu(pushed + distances.gather(1, columns)).square().where(real, 0.0)
+        return 0.5 * losses.sum() / real.sum().clamp_min(1) + pairs.nan_or_zero()
 
 
 def generalized_lifted_loss(
@@ -188,25 +199,69 @@ def angular_loss(
         pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
         t = math.tan(math.radians(alpha)) ** 2
         dots = pairs.dots()
-        positive, negative = pairs.masks()
-        top, scaled = _scaled(4 * t * dots, negative)
-        if pairs.own:
-            top_y, scaled_y = top, scaled
+        across = dots if pairs.own else pairs.y @ pairs.y.T
+        value, slopes, across_slopes = _angular(pairs, dots.detach(), across.detach(), t)
+        loss = with_slopes(dots, value, slopes)
+        if across_slopes is not None:
+            loss = loss + with_slopes(across, torch.zeros_like(value), across_slopes)
+        return loss + pairs.nan_or_zero()
+
+
+@torch.no_grad()
+def _angular(pairs: Pairs, dots: Tensor, across: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The loss, its slopes in the products [B, M], and in those among other references [M, M]."""
+    classes, slots = pairs.other_labels, pairs.most_positives()
+    top, scaled = _scaled(dots, pairs.labels, classes, t)
+    top_y, scaled_y = (top, scaled) if pairs.own else _scaled(across, classes, classes, t)
+    slopes = torch.zeros_like(scaled)
+    slopes_y = slopes if pairs.own else torch.zeros_like(scaled_y)
+    few = 8 * slots <= len(classes)  # then the sums of the positives cost less than those of all pairs
+    total, pulls, count = dots.new_zeros(()), [], dots.new_zeros(())
+    for rows in row_blocks(dots, len(classes), slots if few else 1):
+        positive, negative = pairs.masks(rows)
+        known = (positive & negative.any(dim=1, keepdim=True)).to(torch.uint8)
+        real, columns = known.topk(slots, dim=1)
+        own = scaled[rows]
+        partners = scaled_y[columns] if few else None
+        sums = (own @ scaled_y.T).gather(1, columns) if partners is None else _rows_dot(partners, own)
+        sums.clamp_min_(torch.finfo(sums.dtype).tiny)
+        gaps = sums.log().add_(top[rows, None]).add_(top_y[columns])
+        gaps.sub_(dots[rows].gather(1, columns), alpha=2 * (1 + t))
+        total += F.softplus(gaps).mul_(real).sum()
+        count += real.sum()
+        pull = gaps.sigmoid_().mul_(real)
+        pulls.append((rows, columns, pull))
+        weights = pull / sums
+        if partners is None:
+            sheet = torch.zeros_like(own).scatter_(1, columns, weights)
+            slopes[rows] += sheet @ scaled_y
+            slopes_y.addmm_(sheet.T, own)
         else:
-            classes = pairs.other_labels
-            top_y, scaled_y = _scaled(4 * t * (pairs.y @ pairs.y.T), classes[:, None] != classes[None, :])
-        known = positive & negative.any(dim=1, keepdim=True)
-        smallest = torch.finfo(dots.dtype).tiny
-        pushed = (scaled @ scaled_y.T).clamp_min(smallest).log() + top[:, None] + top_y[None, :]
-        losses = F.softplus(pushed - 2 * (1 + t) * dots).where(known, 0.0)
-        return losses.sum() / known.sum().clamp_min(1) + pairs.nan_or_zero()
+            slopes[rows] += torch.bmm(weights[:, None, :], partners)[:, 0]
+            slopes_y.index_add_(0, columns.flatten(), (weights[:, :, None] * own[:, None, :]).flatten(0, 1))
+    count.clamp_min_(1)
+    slopes.mul_(scaled).mul_(4 * t / count)
+    for rows, columns, pull in pulls:
+        slopes[rows].scatter_add_(1, columns, pull.mul_(-2 * (1 + t) / count))
+    across_slopes = None if pairs.own else slopes_y.mul_(scaled_y).mul_(4 * t / count)
+    return total / count, slopes, across_slopes
 
 
-def _scaled(exponents: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest masked exponent of each row (0 if none), and exp of the others relative to it."""
-    top = exponents.detach().masked_fill(~mask, -torch.inf).amax(dim=1)
-    top = top.where(top.isfinite(), 0.0)
-    return top, (exponents - top[:, None]).masked_fill(~mask, -torch.inf).exp()
+def _rows_dot(partners: Tensor, rows: Tensor) -> Tensor:
+    """[R, S, M] times [R, M], summed over M."""
+    return torch.bmm(partners, rows[:, :, None])[:, :, 0]
+
+
+def _scaled(dots: Tensor, labels: Tensor, others: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    """Of each row the largest exponent 4 t x.n over its negatives (0 if none), and exp relative to it."""
+    top, scaled = dots.new_empty(len(dots)), torch.empty_like(dots)
+    for rows in row_blocks(dots, len(others)):
+        exponents = 4 * t * dots[rows]
+        other = labels[rows, None] != others[None, :]
+        largest = exponents.masked_fill(~other, -torch.inf).amax(dim=1)
+        top[rows] = largest.where(largest.isfinite(), 0.0)
+        scaled[rows] = exponents.sub_(top[rows, None]).exp_().masked_fill_(~other, 0)
+    return top, scaled
 
 
 def _nearest(distances: Tensor) -> Tensor:

@@ -287,7 +287,7 @@ def test_rows_in_blocks_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     """Blocks of one row each, against one block for all."""
     x, labels = batch(classes=6, images=3)
     whole = {name: loss(x, labels) for name, (loss, _) in TABLE.items()}
-    for module in ("matrices", "distances"):
+    for module in ("matrices", "distances", "tuples"):
         monkeypatch.setattr(
             f"metricid.losses.{module}.row_blocks",
             lambda x, columns, width=1: (slice(i, i + 1) for i in range(len(x))),
@@ -300,7 +300,14 @@ def test_rows_in_blocks_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("triplet", {"miner": "batch_all"}), ("smooth_ap", {}), ("recall_at_k", {})]
+    ("name", "options"),
+    [
+        ("triplet", {"miner": "batch_all"}),
+        ("smooth_ap", {}),
+        ("recall_at_k", {}),
+        ("angular", {}),
+        ("lifted_structure", {}),
+    ],
 )
 def test_more_slots_than_positives_change_nothing(name, options, monkeypatch):
     """Off the CPU the number of slots is that of the references, as nobody waits to know it better."""
