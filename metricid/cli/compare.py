@@ -43,7 +43,7 @@ from metricid.registry import unknown
 from metricid.training.build import check_recipe
 
 # Many runs: a report of each costs time, a second checkpoint of each disk space. A recipe may say otherwise.
-_OWN_DEFAULTS = {"log": {"report": False}, "checkpoint": {"keep": 1}}
+_OWN_DEFAULTS: dict[str, dict[str, Any]] = {"log": {"report": False}, "checkpoint": {"keep": 1}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

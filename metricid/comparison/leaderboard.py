@@ -143,12 +143,12 @@ def _conclusion(by: str, ranked: Sequence[Row]) -> str:
         return f"Only {best.name} has results so far; there is nothing to compare it with."
     text = f"{best.name} has the highest {by}. "
     close = [row.name for row in others if row.difference and row.difference.verdict == "noise"]
-    worse = [row for row in others if row.difference and row.difference.verdict == "worse"]
+    worse = [row.name for row in others if row.difference and row.difference.verdict == "worse"]
     unknown = len(others) - len(close) - len(worse)
     if close:
         text += f"Inside the noise of it: {', '.join(close)}: not distinguishable at 95 %, paired by seed. "
     if worse:
-        text += f"{len(worse)} of {len(others)} others are worse at 95 %. "
+        text += f"Worse than it at 95 %: {', '.join(worse)}. "
     if unknown:
         text += (
             f"For {unknown} of {len(others)} others the noise is unknown: it takes two seeds or more, and no "

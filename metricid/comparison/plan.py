@@ -127,7 +127,9 @@ def join_plans(old: Plan, new: Plan) -> Plan:
     Raises:
         InputError: they are two comparisons; one line says in what they differ.
     """
-    changed = changed_options(old.recipe, RunConfig.model_validate_json(json.dumps(new.recipe)))
+    changed = changed_options(
+        _shared(old.recipe), RunConfig.model_validate_json(json.dumps(_shared(new.recipe)))
+    )
     known = {entry.name: entry for entry in old.entries}
     for entry in new.entries:
         if entry.name in known and known[entry.name] != entry:
@@ -135,8 +137,8 @@ def join_plans(old: Plan, new: Plan) -> Plan:
     missing = [name for name in known if name not in {entry.name for entry in new.entries}]
     if missing:
         changed.append(f"objectives: {', '.join(missing)} would be left out")
-    if len(new.seeds) < len(old.seeds):
-        changed.append(f"seeds: {len(old.seeds)} -> {len(new.seeds)}")
+    if new.seeds[: len(old.seeds)] != old.seeds:
+        changed.append(f"seeds: {', '.join(map(str, old.seeds))} -> {', '.join(map(str, new.seeds))}")
     if new.images != old.images:
         changed.append(f"images: {old.images} -> {new.images}")
     if changed:
@@ -144,7 +146,13 @@ def join_plans(old: Plan, new: Plan) -> Plan:
             f"{old.folder}: holds another comparison ({'; '.join(changed[:4])}"
             f"{'; ...' if len(changed) > 4 else ''}); choose another --name"
         )
-    return replace(new, recipe=old.recipe, budget=old.budget, trial=old.trial)
+    return replace(new, budget=old.budget, trial=old.trial)
+
+
+def _shared(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without what it says of no run."""
+    free = {"objective": [{"loss": "softmax"}], "balance": None, "seed": 0}
+    return recipe | free | {"train": recipe["train"] | {"epochs": None, "images": 1}}
 
 
 def parse_budget(text: str) -> float:

@@ -1,0 +1,108 @@
+"""The command itself: mistakes, the plan, and one comparison that is interrupted and goes on."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import yaml
+
+from metricid.cli.main import main
+
+
+@pytest.fixture
+def file(tmp_path, recipe, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return str(path)
+
+
+def test_all_mistakes_come_at_once_and_nothing_is_written(file, tmp_path, capsys):
+    words = ["--losses", "softmx,arcface:scale=x,softmax,softmax", "--seeds", "0", "--budget", "5x"]
+    assert main(["compare", file, "optim.lr=-1", *words]) == 2
+    told = capsys.readouterr().err
+    for part in (
+        "--seeds: must be 1 to 100",
+        "--budget: '5x'",
+        "optim.lr",
+        "softmx: objective.0.loss: unknown loss",
+        "arcface:scale=x: objective.0.scale: expected a number",
+        "softmax: named twice",
+    ):
+        assert part in told
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--losses: name the objectives"),
+        (["--losses", "arcface", "--by", "mAPP"], "did you mean 'mAP'"),
+        (["--losses", "arcface", "--devices", "cuda:0,cpu"], "only GPUs"),
+        (["--losses", "arcface", "--devices", "gpu"], "each is auto"),
+        (["--losses", "arcface", "--devices", "cpu,cpu"], "named twice"),
+        (["--losses", "arcface", "--images", "8", "--budget", "1m"], "either --images or --budget"),
+        (["--losses", "arcface", "--images", "0"], "--images: must be at least 1"),
+        (["--losses", "arcface", "--protocols", "reidd"], "unknown protocol 'reidd'"),
+        (["--objectives", "none.yaml"], "none.yaml"),
+        (["--losses", "triplet", "data.sampler.images=1"], "triplet compares images of one identity"),
+    ],
+)
+def test_mistakes(file, tmp_path, capsys, words, told):
+    assert main(["compare", file, *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_is_listed_without_a_trace(file, tmp_path, capsys):
+    assert main(["compare", file, "--losses", "softmax,recipe", "--seeds", "2", "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["images"] == 96
+    assert [(run["objective"], run["seed"], run["state"]) for run in listed["runs"]] == [
+        ("softmax", 0, "waiting"),
+        ("recipe", 0, "waiting"),
+        ("softmax", 1, "waiting"),
+        ("recipe", 1, "waiting"),
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(file, tmp_path, capsys):
+    words = ["compare", file, "--losses", "softmax,arcface:scale=16", "--seeds", "1", "--images", "400"]
+    folder = tmp_path / "runs" / "compare_tiny"
+    log = folder / "softmax_seed0" / "log.jsonl"
+
+    def interrupt():
+        while not (log.exists() and log.stat().st_size):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    assert main(words) == 130
+    thread.join()
+    told = capsys.readouterr()
+    assert "stopped by SIGINT; 0 of 2 runs have results; the same command continues" in told.err
+    assert not (folder / "arcface_scale_16_seed0").exists()
+    assert "0 of 2 runs" in (folder / "leaderboard.md").read_text()
+
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "resuming" in (folder / "softmax_seed0" / "output.txt").read_text()
+    assert found["finished"] == found["runs"] == 2
+    for row in found["rows"]:
+        assert row["measures"].keys() >= {"rank-1", "mAP", "TAR@FAR=0.1"}
+        assert row["memory_mib"] > 50 and row["images_per_second"] > 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["images"] for line in lines if line["event"] == "step"] == list(range(8, 401, 8))
+    assert "<svg" in (folder / "compare.html").read_text()
+
+    before = (folder / "softmax_seed0" / "results.json").stat().st_mtime_ns
+    assert main(words) == 0
+    assert "2 have ended before" in capsys.readouterr().err
+    assert (folder / "softmax_seed0" / "results.json").stat().st_mtime_ns == before
+    assert main([*words[:-1], "200"]) == 2
+    assert "images: 400 -> 200" in capsys.readouterr().err
