@@ -133,6 +133,9 @@ class TrainConfig(Section):
     compile: bool = False
     accumulate: Count = Field(1, description="batches per optimiser step")
     clip_norm: Positive | None = 5.0
+    gradients: Literal["sum", "pcgrad"] = Field(
+        "sum", description="how the gradients of the terms become one; pcgrad removes conflicts"
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_nonfinite: Count = 10
     sync_batchnorm: bool = True
@@ -144,6 +147,10 @@ class TrainConfig(Section):
     def _one_length(self) -> "TrainConfig":
         if (self.epochs is None) == (self.images is None):
             raise ValueError("give either epochs or images")
+        if self.compile and self.gradients == "pcgrad":
+            raise ValueError(
+                "gradients: pcgrad goes back through the network for each term, which compile forbids"
+            )
         return self
 
 

@@ -10,7 +10,7 @@ from metricid.losses.balance import BALANCES, Balance
 from metricid.losses.recipe import Column, Facts, build_terms
 from metricid.losses.recipe_checks import list_problems
 from metricid.losses.schedules import Plateau
-from metricid.losses.side_terms import WeightPenalty, class_vectors
+from metricid.losses.side_terms import Perturbed, WeightPenalty, class_vectors
 from metricid.losses.term import Gather, Moment, Side, SideTerm, Term
 
 
@@ -193,6 +193,11 @@ class Objective(nn.Module):
         terms = {name: value.detach() for name, value in values.items()}
         shown = {} if measured is None else dict(zip(values, measured.unbind(), strict=True))
         return ObjectiveOutput(total, terms, weights, shown, parts)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a term wants `Side.images`."""
+        return any(isinstance(term.loss, Perturbed) for term in self.terms)
 
     def _parameters_of(self, place: int) -> list[nn.Parameter]:
         """What is trained for one term alone."""

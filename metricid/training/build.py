@@ -23,6 +23,7 @@ from metricid.registry import unknown
 from metricid.training.distributed import World, join_batchnorm
 from metricid.training.optim import build_optimizer, parameter_groups
 from metricid.training.precision import Precision, pick_precision
+from metricid.training.side import SideData, build_side
 from metricid.training.validation import check_columns
 
 
@@ -35,6 +36,7 @@ class Run:
     splits: Splits
     label_map: dict[str, int]
     loader: Loader
+    side: SideData
     embedder: Embedder
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -121,6 +123,7 @@ def build_run(config: RunConfig, world: World) -> Run:
         pin_memory=world.device.type == "cuda",
     )
     embedder = build_embedder(config)
+    side = build_side(config, splits.train, label_map, world.device, precision)
     try:
         objective = Objective.from_config(
             config.objective,
@@ -129,6 +132,9 @@ def build_run(config: RunConfig, world: World) -> Run:
             embedding_dim=embedder.embedding_dim,
             class_counts=np.bincount(labels, minlength=len(label_map)).tolist(),
             balance=config.balance,
+            columns=side.columns.facts(),
+            teachers=side.teacher_widths(),
+            pixels=(embedder.config.preprocessing.mean, embedder.config.preprocessing.std),
         )
     except ValueError as error:
         raise InputError(f"objective: {error}") from error
@@ -141,7 +147,7 @@ def build_run(config: RunConfig, world: World) -> Run:
         join_batchnorm(embedder, world.device)
     groups = parameter_groups(embedder, objective.trained_parts(), config.optim)
     optimizer = build_optimizer(groups, config.optim, world.device)
-    return Run(config, world, splits, label_map, loader, embedder, objective, optimizer, precision)
+    return Run(config, world, splits, label_map, loader, side, embedder, objective, optimizer, precision)
 
 
 def _model_problems(values: Mapping[str, Any]) -> list[Problem]:

@@ -1,10 +1,13 @@
 """The network under training: one module, compiled and spread over ranks as the recipe asks."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from metricid.errors import InputError
 from metricid.losses.objective import Objective, ObjectiveOutput
+from metricid.losses.term import Side
 from metricid.models.embedder import Embedder
 from metricid.models.weights import first_line
 from metricid.training.build import Run
@@ -23,7 +26,7 @@ class TrainingModule(nn.Module):
         self.gather = gather_batch if distributed else None
 
     def forward(
-        self, images: Tensor, labels: Tensor, progress: float, norms: bool = False
+        self, images: Tensor, labels: Tensor, progress: float, norms: bool = False, side: Side | None = None
     ) -> tuple[ObjectiveOutput, Tensor, Tensor]:
         """The objective of a batch, with the features and embeddings it was computed from.
 
@@ -32,10 +35,17 @@ class TrainingModule(nn.Module):
             labels: [B] int64.
             progress: share of the training that is done.
             norms: measure the gradients of the terms, as `Objective.forward` does.
+            side: columns and teachers, for the terms that read them.
         """
+        side = replace(side or Side(), model=self.embedder)
+        if self.objective.reads_images:
+            images = self.embedder.normalize(images)
+            side = replace(side, images=images)
         with self.precision.autocast():
             features, embedding = self.embedder(images)
-            output = self.objective(features, embedding, labels, progress, self.gather, norms=norms)
+            output = self.objective(
+                features, embedding, labels, progress, self.gather, norms=norms, side=side
+            )
         return output, features.detach(), embedding.detach()
 
 

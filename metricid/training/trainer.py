@@ -40,6 +40,7 @@ from metricid.training.optim import WeightAverage, set_learning_rate
 from metricid.training.run_folder import changed_options
 from metricid.training.signals import Stopped, StopRequest
 from metricid.training.state import Position, Window
+from metricid.training.surgery import GradientSurgery
 from metricid.training.validation import evaluate_model
 
 
@@ -64,6 +65,10 @@ class Trainer:
         self.store = CheckpointStore(folder / "checkpoints", self.config.checkpoint.keep)
         self.position = Position()
         self.average = WeightAverage(run.embedder, self.config.train.ema) if self.config.train.ema else None
+        self.surgery: GradientSurgery | None = None
+        if self.config.train.gradients == "pcgrad":
+            parts = run.embedder.parameters(), run.objective.parameters()
+            self.surgery = GradientSurgery(*parts, run.world, run.config.seed)
         self.scaler = torch.amp.GradScaler(run.world.device.type, enabled=run.precision.scaled)
         self.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         self.total_steps = run.total_steps
@@ -178,13 +183,19 @@ class Trainer:
             pixels = batch.images.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
             last = number == len(micro) - 1
-            with nullcontext() if last else self._local_gradients():
-                output, features, embedding = self.module(pixels, labels, progress, logged and last)
-                self.scaler.scale(output.total / len(micro)).backward()
+            side = run.side.of(batch, pixels)
+            with nullcontext() if last and self.surgery is None else self._local_gradients():
+                output, features, embedding = self.module(pixels, labels, progress, logged and last, side)
+                if self.surgery is None:
+                    self.scaler.scale(output.total / len(micro)).backward()
+                else:
+                    self.surgery.add(self.scaler.scale(output.parts / len(micro)))
             total += float(output.total.detach()) / len(micro)
             for name, value in output.terms.items():
                 terms[name] = terms.get(name, 0.0) + value / len(micro)
             used.append((features, embedding, labels))
+        if self.surgery is not None:
+            self.surgery.finish(self.position.step)
 
         self.scaler.unscale_(run.optimizer)
         norm = self._clip()
@@ -334,6 +345,7 @@ class Trainer:
             "ema": self.average.model.state_dict() if self.average is not None else None,
             "objective": self.run.objective.state_dict(),
             "label_map": self.run.label_map,
+            "columns": self.run.side.columns.plain(),
             "fingerprint": self.fingerprint,
             "config": self.config.plain(),
             "position": asdict(self.position),
