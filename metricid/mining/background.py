@@ -25,7 +25,7 @@ class BackgroundSearch:
     def __init__(self, vectors: Tensor, k: int, *, exact_up_to: int = EXACT_UP_TO):
         self._table: Neighbours | None = None
         self._error: BaseException | None = None
-        copy = unit_vectors(vectors)
+        copy = unit_vectors(vectors, exact_up_to)
         copied = None
         if copy.is_cuda:
             copied = torch.cuda.Event()

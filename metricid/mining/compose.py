@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from metricid.mining.guard import alike_pairs
 from metricid.mining.neighbours import Neighbours
 
 __all__ = ["Epoch", "Table"]
@@ -27,15 +26,12 @@ class Table:
         self.ids: NDArray[np.int32] = neighbours.ids.numpy()
         self.similarity: NDArray[np.float16] = neighbours.similarity.numpy()
         self.limit = np.inf if guard is None else guard
-        self._twins: dict[int, list[int]] = {}
-        if guard is not None:
-            for one, other in alike_pairs(neighbours, guard)[0].tolist():
-                self._twins.setdefault(one, []).append(other)
-                self._twins.setdefault(other, []).append(one)
 
     def twins(self, identity: int) -> list[int]:
-        """Those too alike to one identity to be put beside it on purpose."""
-        return self._twins.get(identity, [])
+        """Those among its neighbours that are too alike to one identity to be put beside it on purpose."""
+        if self.limit == np.inf:
+            return []
+        return self.ids[identity][self.similarity[identity].astype(np.float32) > self.limit].tolist()
 
 
 @dataclass
@@ -155,10 +151,13 @@ class Epoch:
             for identity in candidates[:count]:
                 if len(group) > wanted:
                     break
-                if identity not in inside and identity not in barred:
+                if identity in inside or identity in barred:
+                    continue
+                twins = table.twins(identity)  # a table is not symmetric: both sides are asked
+                if inside.isdisjoint(twins):
                     group.append(identity)
                     inside.add(identity)
-                    barred.update(table.twins(identity))
+                    barred.update(twins)
 
     def _permutation(self) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, self.epoch, _TAG, 0, self.turn]).permutation(self.known)

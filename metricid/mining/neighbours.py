@@ -17,6 +17,7 @@ __all__ = ["EXACT_UP_TO", "Neighbours", "find_neighbours", "unit_vectors"]
 
 EXACT_UP_TO = 200_000
 SAMPLE = 500
+CHUNK = 1 << 14  # rows that are scaled at a time
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,22 @@ class Neighbours:
         }
 
 
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """A float32 copy with rows of length 1; rows of zeros (identities not seen yet) stay zero.
+def unit_vectors(vectors: Tensor, exact_up_to: int = EXACT_UP_TO) -> Tensor:
+    """The copy that a search works on: rows of length 1, or 0 for identities not seen yet.
 
     Args:
         vectors: [C, D], any float dtype, any device; later changes to it do not reach the copy.
+        exact_up_to: as in `find_neighbours`.
+
+    Returns:
+        [C, D] float32; float16 for an approximate search, whose table is no finer.
     """
-    copy = vectors.detach().to(torch.float32, copy=True)
-    return copy.div_(copy.norm(dim=1, keepdim=True).clamp_min_(1e-12))
+    dtype = torch.float32 if _is_exact(vectors, exact_up_to) else torch.float16
+    copy = torch.empty_like(vectors, dtype=dtype, requires_grad=False)
+    for part, into in zip(vectors.detach().split(CHUNK), copy.split(CHUNK), strict=True):
+        part = part.float()
+        into.copy_(part / part.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    return copy
 
 
 def find_neighbours(
@@ -70,7 +79,7 @@ def find_neighbours(
         vectors: [C, D], any float dtype; the search runs on its device.
         k: neighbours of each; with C <= k the last columns are empty.
         exact_up_to: most identities for an exact search on the CPU.
-        normalized: the rows have length 1 (or 0) already and may be used in place, which saves a copy.
+        normalized: the rows are of `unit_vectors` and are used in place, which saves a copy.
         seed: of the partition and of the sample.
 
     Returns:
@@ -89,21 +98,25 @@ def find_neighbours(
         raise ValueError(f"k must be at least 1, not {k}")
     began = time.perf_counter()
     with torch.no_grad():
-        unit = vectors.detach() if normalized else unit_vectors(vectors)
-        if not bool(torch.isfinite(unit.sum(dim=1)).all()):
+        unit = vectors.detach() if normalized else unit_vectors(vectors, exact_up_to)
+        lengths = torch.cat([part.float().norm(dim=1) for part in unit.split(CHUNK)])
+        if not bool(lengths.isfinite().all()):
             raise ValueError(
                 "a vector of an identity holds a value that is not finite; has the training diverged?"
             )
-        number = len(unit)
-        known = unit.norm(dim=1) > 0
+        known = lengths > 0
         recall = 1.0
-        if number <= exact_up_to or unit.device.type != "cpu":
+        if _is_exact(unit, exact_up_to):
             table = exact_search(unit, known, k)
         else:
             table = partitioned_search(unit, known, k, seed=seed)
             recall = _recall(unit, known, table[0], seed)
     ids, similarity = (part.cpu() for part in table)
     return Neighbours(ids, similarity, time.perf_counter() - began, recall)
+
+
+def _is_exact(vectors: Tensor, exact_up_to: int) -> bool:
+    return len(vectors) <= exact_up_to or vectors.device.type != "cpu"
 
 
 def _recall(unit: Tensor, known: Tensor, ids: Tensor, seed: int) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import faiss
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from metricid.mining.topk import exact_search, keep, merge_tables
 
@@ -24,6 +25,7 @@ TRAIN_PER_LIST = 64
 BLOCK = 32_768  # queries at a time
 DENSE = 4  # nearest lists, whose best set the bar for the others
 HELD = 1 << 22  # candidates before they are merged
+GROUP = 16  # columns compared with the bar by their largest
 CHUNK = 2048  # rows of a matrix product
 FEW = 128  # rows whose candidates fit into the processor cache
 
@@ -32,10 +34,10 @@ def partitioned_search(unit: Tensor, known: Tensor, k: int, *, seed: int = 0) ->
     """The k nearest others of each row by dot product, most of them.
 
     How many lists are visited follows from the true neighbours of a sample. Memory beyond the vectors
-    and the result: a copy in 16 bits where these are used, and blocks of a fixed size.
+    and the result: blocks of a fixed size.
 
     Args:
-        unit: [C, D] float32 on the CPU, rows of length 1.
+        unit: [C, D] float16 or float32 on the CPU, rows of length 1.
         known: [C] bool; the others have no neighbours and are nobody's.
         k: columns of the result.
         seed: of the sample and of k-means.
@@ -65,9 +67,10 @@ class _Lists:
         means = faiss.Kmeans(unit.shape[1], number, niter=8, spherical=True, seed=seed + 1)
         means.cp.max_points_per_centroid = TRAIN_PER_LIST
         means.cp.min_points_per_centroid = 1
-        means.train(unit[rows[chosen]].numpy())
-        self.low = unit.bfloat16() if _fast_bfloat16() else unit
-        self.centers = torch.from_numpy(means.centroids).to(self.low.dtype)
+        means.train(unit[rows[chosen]].float().numpy())
+        self.unit = unit
+        self.dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
+        self.centers = torch.from_numpy(means.centroids).to(self.dtype)
         self.owner = torch.full((len(unit),), -1, dtype=torch.int32)
         for part in rows.split(CHUNK):
             self.owner[part] = self.scores(part).argmax(dim=1).int()
@@ -75,11 +78,16 @@ class _Lists:
         self.sizes = torch.bincount(owner, minlength=number)
         self.members = rows[owner.argsort(stable=True)].split(self.sizes.tolist())
 
-    def scores(self, rows: Tensor, others: Tensor | None = None) -> Tensor:
-        """[R, M] of some rows with some others ([M]), or with the centres."""
-        # Several times as fast as `low[rows]`.
-        right = self.centers if others is None else self.low.index_select(0, others)
-        return self.low.index_select(0, rows) @ right.T
+    def scores(self, rows: Tensor, others: Tensor | None = None, fill: int = 1) -> Tensor:
+        """[R, M] of some rows with some others ([M]), or with the centres; M made a multiple of `fill`."""
+        right = self.centers if others is None else self.vectors(others)
+        if len(right) % fill:
+            right = F.pad(right, (0, 0, 0, fill - len(right) % fill))
+        return self.vectors(rows) @ right.T
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """[R, D] as they are multiplied."""
+        return self.unit.index_select(0, rows).to(self.dtype)  # several times as fast as `unit[rows]`
 
     def nearest(self, rows: Tensor, visits: int) -> Tensor:
         """[R, visits] int32, the lists nearest to each row, nearest first."""
@@ -124,18 +132,15 @@ def _search_block(
         best[queries[:, None], columns] = value
         best_ids[queries[:, None], columns] = members[column].int()
     best, order = best.topk(min(wide, best.shape[1]), dim=1)
-    top = _Top(best, best_ids.gather(1, order), lists.low.dtype)
+    top = _Top(best, best_ids.gather(1, order), lists.dtype)
     for members, queries, _ in _visits(lists, probes[:, dense:]):
-        scores = lists.scores(mine[queries], members)
-        better = (scores > top.bar[queries, None]).flatten().nonzero().squeeze(1)
-        row, column = better // len(members), better % len(members)
-        top.add(queries[row], members[column], scores.flatten()[better])
+        top.add(queries, members, lists.scores(mine[queries], members, fill=GROUP))
     top.merge()
     for first in range(0, len(mine), FEW):
         here = mine[first : first + FEW]
         near = top.ids[first : first + FEW].sort(dim=1).values
         others = unit.index_select(0, near.clamp_min(0).flatten()).view(*near.shape, -1)
-        exact = torch.bmm(others, unit.index_select(0, here)[:, :, None]).squeeze(2)
+        exact = torch.bmm(others.float(), unit.index_select(0, here)[:, :, None].float()).squeeze(2)
         exact.masked_fill_((near < 0) | (near == here[:, None]), -torch.inf)
         exact, order = exact.sort(dim=1, descending=True, stable=True)
         found = torch.full((len(here), k), -1, dtype=torch.int32), values.new_zeros(len(here), k)
@@ -163,10 +168,26 @@ class _Top:
         self._held = 0
         self.bar = values[:, -1].to(dtype)
 
-    def add(self, queries: Tensor, ids: Tensor, values: Tensor) -> None:
-        """Candidates: whose, who, how near ([N] each)."""
-        self._waiting.append((queries.int(), ids.int(), values))
-        self._held += len(queries)
+    def add(self, queries: Tensor, members: Tensor, scores: Tensor) -> None:
+        """Keeps what is above the bar of its query.
+
+        Args:
+            queries: [Q].
+            members: [M].
+            scores: [Q, at least M, a multiple of GROUP], the further columns being of nobody.
+        """
+        bar = self.bar[queries]
+        # Few are above the bar: first the largest of each group of columns, since comparing is slow.
+        groups = scores.view(len(queries), GROUP, -1)
+        width = groups.shape[2]
+        high = (groups.amax(dim=1) > bar[:, None]).flatten().nonzero()
+        row = high // width
+        column = high % width + width * torch.arange(GROUP)
+        found = scores.flatten()[row * scores.shape[1] + column]
+        group, place = ((found > bar[row]) & (column < len(members))).nonzero(as_tuple=True)
+        column = column[group, place]
+        self._waiting.append((queries[row[group, 0]].int(), members[column].int(), found[group, place]))
+        self._held += len(group)
         if self._held > HELD:
             self.merge()
 

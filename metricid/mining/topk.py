@@ -64,7 +64,7 @@ def exact_search(unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None
     Time is O(R x C x D); memory beyond the vectors and the result is one block of scores.
 
     Args:
-        unit: [C, D] float32.
+        unit: [C, D] float32, or float16 of which blocks are made float32.
         known: [C] bool; the others have no neighbours and are nobody's.
         k: columns of the result; those beyond C - 1 stay empty.
         rows: [R] int64, whose neighbours; all if None.
@@ -82,11 +82,11 @@ def exact_search(unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None
     hidden = None if bool(known.all()) else ~known
     for first in range(0, len(here), high):
         mine = here[first : first + high]
-        queries = unit[mine]
+        queries = unit[mine].float()
         best = queries.new_empty(len(mine), 0)
         best_ids = torch.empty((len(mine), 0), dtype=torch.int32, device=device)
         for left in range(0, number, wide):
-            scores = queries @ unit[left : left + wide].T
+            scores = queries @ unit[left : left + wide].float().T
             hide(scores, mine, left, hidden)
             value, column = first_largest(scores, min(k, scores.shape[1]))
             best, best_ids = merge_tables(best, best_ids, value, (column + left).int(), k)

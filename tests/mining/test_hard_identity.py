@@ -177,6 +177,30 @@ def test_pairs_above_the_guard_are_not_put_together_on_purpose_and_are_listed():
     assert together[0.9] < 40  # by chance: 300 batches with 6 pairs each, of which one in 299 is a twin's
 
 
+@pytest.mark.parametrize("one_sided", [0, 1])
+def test_the_guard_holds_when_only_one_side_lists_the_pair(one_sided):
+    """0 and 1 are twins, and both are neighbours of 2; 0 lists 1 or 1 lists 0."""
+    ids = torch.full((12, 3), -1, dtype=torch.int32)
+    values = torch.zeros(12, 3).half()
+    ids[2, :2], values[2, :2] = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0.6, 0.6]).half()
+    ids[one_sided, 0], values[one_sided, 0] = 1 - one_sided, 0.97
+    for guard in (None, 0.95):
+        sampler = HardIdentitySampler(
+            np.arange(12), 3, 1, share=0.7, guard=guard, refresh=None, max_repeat=12
+        )
+        sampler.use(Neighbours(ids, values))
+        beside = [
+            set(batch[1:3].tolist()) & {0, 1}
+            for e in range(40)
+            for batch in sampler.batches(e)
+            if batch[0] == 2
+        ]
+        assert len(beside) == 40
+        together = sum(len(found) == 2 for found in beside)
+        # With the guard a random identity fills the place, the twin one time in ten.
+        assert together == 40 if guard is None else together < 13
+
+
 def test_far_images_come_more_often_once_distances_are_known():
     labels = np.repeat(np.arange(8), 16)
     distances = np.random.default_rng(0).random(128)
