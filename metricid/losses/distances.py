@@ -84,15 +84,16 @@ class DistanceRows:
             if self.y is None:
                 near.diagonal(offset=rows.start).fill_(False)
                 result.diagonal(offset=rows.start).fill_(0)
-            found = near.nonzero().T
-            if found.shape[1] > near.numel() // _FEW:
+            count = int(near.sum())
+            if count > near.numel() // _FEW:
                 self._center(torch.float64)
                 return self.block(rows)
-            i, j = found
-            found = torch.stack([i + rows.start, j])
-            gaps = _gaps(self.anchors, self.references, found)
-            result[i, j] = torch.cat([gap.square_().sum(dim=1) for _, gap in gaps])
-            self._near.append(found)
+            if count:
+                i, j = near.nonzero().T
+                found = torch.stack([i + rows.start, j])
+                gaps = _gaps(self.anchors, self.references, found)
+                result[i, j] = torch.cat([gap.square_().sum(dim=1) for _, gap in gaps])
+                self._near.append(found)
         result = result.to(self.anchors.dtype)
         return result if self.squared else result.sqrt_()
 
@@ -150,7 +151,7 @@ def add_near(x: Tensor, y: Tensor | None, pairs: Tensor, pull: Tensor, dx: Tenso
 
 def _gaps(x: Tensor, y: Tensor | None, pairs: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """x_i - y_j of pairs [2, N], some at a time."""
-    for start in range(0, max(pairs.shape[1], 1), 4096):
+    for start in range(0, pairs.shape[1], 4096):
         part = slice(start, start + 4096)
         i, j = pairs[:, part]
         yield part, x[i] - (x if y is None else y)[j]

@@ -195,10 +195,11 @@ def log_sum_and_shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     The softmax gives the sum, too: on a CPU exp by itself takes ten times as long where it underflows.
     """
-    logits = values.masked_fill(~mask, -torch.finfo(values.dtype).max)
-    shares = logits.softmax(dim=1)
-    total = logits.amax(dim=1) - shares.amax(dim=1).log_()
-    return total, shares.mul_(mask)
+    lowest = -torch.finfo(values.dtype).max
+    logits = values.masked_fill(~mask, lowest)
+    top, shares = logits.amax(dim=1), logits.softmax(dim=1)
+    total = top - shares.amax(dim=1).log_()
+    return total, shares.mul_((top != lowest).to(shares.dtype)[:, None])  # 0 in a row without any
 
 
 def with_slopes(sheet: Tensor, value: Tensor, slopes: Tensor) -> Tensor:

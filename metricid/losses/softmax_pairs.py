@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Pairs, Rows, compare, log_sum_and_shares, log_sum_exp, mean_over_anchors
+from metricid.losses.matrices import Pairs, Rows, compare, log_sum_and_shares, mean_over_anchors
 
 SupConForm = Literal["out", "in"]
 NCAForm = Literal["log", "probability"]
@@ -45,21 +45,20 @@ def supcon_loss(
         ValueError: shapes or dtypes that do not fit.
     """
 
+    @torch.no_grad()
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
-        with torch.no_grad():  # the slopes are two softmaxes: quicker by hand than by autograd
-            logits = (values / temperature).masked_fill_(~(positive | negative), -torch.inf)
-            known = positive.any(dim=1)
-            count = positive.sum(dim=1).clamp_(min=1).to(logits.dtype)
-            total = logits.logsumexp(dim=1)
-            if form == "out":
-                wanted = positive / count[:, None]
-                lost = total - logits.masked_fill(~positive, 0).sum(dim=1) / count
-            else:
-                nearest = log_sum_exp(logits, positive)
-                wanted = (logits - nearest[:, None]).masked_fill_(~positive, -torch.inf).exp_()
-                lost = total - nearest + count.log()
-            slopes = logits.sub_(total[:, None]).exp_().sub_(wanted).div_(temperature)
-            return Rows(lost.where(known, 0.0), known, slopes.masked_fill_(~known[:, None], 0))
+        logits = values / temperature
+        total, shares = log_sum_and_shares(logits, positive | negative)
+        count = positive.sum(dim=1).clamp_(min=1).to(logits.dtype)
+        if form == "out":
+            wanted = positive / count[:, None]
+            lost = total - logits.mul_(positive).sum(dim=1) / count
+        else:
+            nearest, wanted = log_sum_and_shares(logits, positive)
+            lost = total - nearest + count.log()
+        known = positive.any(dim=1)
+        slopes = shares.sub_(wanted).div_(temperature).mul_(known[:, None])
+        return Rows(lost.where(known, 0.0), known, slopes)
 
     with no_autocast(embeddings):
         pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
@@ -145,8 +144,8 @@ def nca_loss(
         right, right_share = log_sum_and_shares(logits, positive)
         known = positive.any(dim=1)
         lost = (every - right).where(known, 0.0)
-        steep = (scale if form == "log" else scale * torch.exp(-lost)) * known
-        slopes = right_share.sub_(share).mul_(steep[:, None])
+        steep = known if form == "log" else torch.exp(-lost) * known
+        slopes = right_share.sub_(share).mul_(scale).mul_(steep[:, None])
         return Rows(lost if form == "log" else -torch.expm1(-lost), known, slopes)
 
     with no_autocast(embeddings):

@@ -1,12 +1,14 @@
 """Values and gradients of all pairwise losses against their definitions."""
 
+from typing import Any
+
 import pytest
 import torch
 from pairwise_oracles import TABLE, Setting
 from torch import Tensor
 from torch.testing import assert_close
 
-from metricid.losses import LOSSES
+from metricid.losses import LOSSES, NCALoss, SupConLoss
 from metricid.losses.pairwise import PairwiseLoss
 
 # These oracles hold one Python number per pair.
@@ -81,6 +83,31 @@ def test_float32_and_bf16(name: str, size: int) -> None:
     assert half.grad is not None
     assert half.grad.dtype == torch.bfloat16
     assert half.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["out", "in", "log", "probability"])
+def test_float64_keeps_options_that_float32_would_round(form: Any) -> None:
+    x, labels = make(24)
+    same = labels[:, None] == labels[None, :]
+    own = torch.eye(24, dtype=torch.bool)
+    positive, few = same & ~own, (same & ~own).any(dim=1)
+    if form in ("out", "in"):
+        value = SupConLoss(temperature=0.07, form=form)(x, labels)
+        z = x / x.norm(dim=1, keepdim=True)
+        logits = z @ z.T / 0.07
+    else:
+        value = NCALoss(scale=0.3, form=form)(x, labels)
+        logits = -0.3 * (x[:, None] - x[None, :]).square().sum(dim=2)
+    share = logits.masked_fill(own, -torch.inf).softmax(dim=1)
+    share, positive = share[few], positive[few]
+    right = (share * positive).sum(dim=1)
+    losses = {
+        "out": lambda: -(share.where(positive, 1.0).log().sum(dim=1) / positive.sum(dim=1)),
+        "in": lambda: -(right / positive.sum(dim=1)).log(),
+        "log": lambda: -right.log(),
+        "probability": lambda: 1 - right,
+    }[form]()
+    check(value, losses.mean(), [x], [x], 1e-11)
 
 
 @pytest.mark.parametrize(("size", "others"), [(8, 13), (24, 10)])
