@@ -195,10 +195,10 @@ def test_the_guard_holds_when_only_one_side_lists_the_pair(one_sided):
             for batch in sampler.batches(e)
             if batch[0] == 2
         ]
-        assert len(beside) == 40
+        assert len(beside) > 30
         together = sum(len(found) == 2 for found in beside)
         # With the guard a random identity fills the place, the twin one time in ten.
-        assert together == 40 if guard is None else together < 13
+        assert together == len(beside) if guard is None else together < 13
 
 
 def test_far_images_come_more_often_once_distances_are_known():
