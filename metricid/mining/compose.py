@@ -26,10 +26,11 @@ class Table:
         self.ids: NDArray[np.int32] = neighbours.ids.numpy()
         self.similarity: NDArray[np.float16] = neighbours.similarity.numpy()
         self.limit = np.inf if guard is None else guard
+        self._has_twins = self.similarity[:, 0].astype(np.float32) > self.limit  # the nearest comes first
 
     def twins(self, identity: int) -> list[int]:
         """Those among its neighbours that are too alike to one identity to be put beside it on purpose."""
-        if self.limit == np.inf:
+        if not self._has_twins[identity]:
             return []
         return self.ids[identity][self.similarity[identity].astype(np.float32) > self.limit].tolist()
 
