@@ -124,7 +124,7 @@ def arcface_loss(
 
     With theta_c the angle between x and W_c: -log( e^{s cos(theta_y + m)} / (e^{s cos(theta_y + m)} +
     sum_{c != y} e^{s cos theta_c}) ). With K sub-centers cos(theta_c) is the largest over the class's K rows
-    (Deng et al., ECCV 2020, eq. 2). `arc_margin` says what happens beyond pi and at cos = 1.
+    (Deng et al., ECCV 2020). `arc_margin` says what happens beyond pi and at cos = 1.
 
     Args:
         embeddings: [B, D], any float dtype; their length does not matter.

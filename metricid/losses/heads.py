@@ -75,7 +75,7 @@ def margin_softmax_loss(
 
     For most margins -log( e^{s target(cos_y)} / (e^{s target(cos_y)} + sum_{c != y} e^{s others(cos_c)}) ),
     plus the margin's penalty on the lengths of the embeddings where it has one. With K sub-centers the
-    cosine to a class is the largest over its K rows (Deng et al., ECCV 2020, eq. 2).
+    cosine to a class is the largest over its K rows (Deng et al., ECCV 2020).
 
     Args:
         embeddings: [B, D], any float dtype.

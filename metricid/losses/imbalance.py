@@ -44,7 +44,7 @@ def effective_weights(class_counts: Sequence[int], beta: float) -> list[float]:
 
 
 def ldam_margins(class_counts: Sequence[int], largest: float) -> list[float]:
-    """C n^(-1/4), C such that the smallest class has `largest` (Cao et al., NeurIPS 2019, eq. 13)."""
+    """C n^(-1/4), C such that the smallest class has `largest` (Cao et al., NeurIPS 2019, section 3.2)."""
     return [largest * (min(class_counts) / count) ** 0.25 for count in class_counts]
 
 
@@ -58,7 +58,7 @@ def class_balanced_loss(
     base: Base = "softmax",
     gamma: float = 2.0,
 ) -> Tensor:
-    """A classification loss weighted by the effective number of each class (Cui et al., eq. 7-12).
+    """A classification loss weighted by the effective number of each class (Cui et al., section 4).
 
     Args:
         embeddings: [B, D], any float dtype.

@@ -294,7 +294,7 @@ class SphereMargin(Margin):
 
 
 class BinaryMargin(Margin):
-    """One binary classifier per class, as SphereFace2-C (Wen et al., ICLR 2022, eq. 5).
+    """One binary classifier per class, as SphereFace2-C (Wen et al., ICLR 2022).
 
     With g(z) = 2 ((z + 1) / 2)^t - 1 the logits are r (g(cos theta_y) - m) + b and r (g(cos theta_j) + m) +
     b; the loss is lambda / r softplus(-z_y) + (1 - lambda) / r sum_j softplus(z_j). b is learned.

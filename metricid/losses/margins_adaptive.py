@@ -15,7 +15,7 @@ ScaleMode = Literal["dynamic", "fixed"]
 
 
 def curricular_others(cosines: Tensor, moved: Tensor, t: Tensor | float) -> Tensor:
-    """cos (t + cos) for classes that beat the target, cos for others (Huang et al., CVPR 2020, eq. 8).
+    """cos (t + cos) for classes that beat the target, cos for others (Huang et al., CVPR 2020).
 
     Args:
         cosines: [B, C'].
@@ -26,7 +26,7 @@ def curricular_others(cosines: Tensor, moved: Tensor, t: Tensor | float) -> Tens
 
 
 def mv_others(cosines: Tensor, moved: Tensor, t: float, weighting: Weighting) -> Tensor:
-    """Raises classes that beat the target: t cos + t - 1, or cos + t - 1 (Wang et al., AAAI 2020, eq. 8-9).
+    """Raises classes that beat the target: t cos + t - 1, or cos + t - 1 (Wang et al., AAAI 2020).
 
     The paper writes h = e^{s (t - 1)(cos + 1)} ('adaptive') or e^{s (t - 1)} ('fixed') before e^{s cos}.
 
@@ -41,7 +41,7 @@ def mv_others(cosines: Tensor, moved: Tensor, t: float, weighting: Weighting) ->
 
 
 def adaface_margin(cosine: Tensor, quality: Tensor, margin: float) -> Tensor:
-    """cos(theta - m q) - (m q + m) (Kim et al., CVPR 2022, eq. 7-8), the angle held in [0, pi].
+    """cos(theta - m q) - (m q + m) (Kim et al., CVPR 2022), the angle held in [0, pi].
 
     Args:
         cosine: [B].
@@ -151,7 +151,7 @@ class MagnitudeMargin(Margin):
     """MagFace: longer embeddings, of clearer images, get a larger margin and pay for being short.
 
     m(a) rises linearly from `low` at `shortest` to `high` at `longest`; the penalty is lambda (1 / a + a /
-    longest^2) (Meng et al., CVPR 2021, eq. 4-5 and section 4.1). Gradients run through a, which is held in
+    longest^2) (Meng et al., CVPR 2021). Gradients run through a, which is held in
     [shortest, longest].
     """
 
@@ -214,7 +214,7 @@ class ElasticMargin(Margin):
 class AdaptiveScale(Margin):
     """AdaCos: no margin, but a scale that suits the number of classes and, if dynamic, the training.
 
-    Fixed: sqrt(2) log(C - 1) (Zhang et al., CVPR 2019, eq. 12). Dynamic: from there, s <- log(B) /
+    Fixed: sqrt(2) log(C - 1) (Zhang et al., CVPR 2019). Dynamic: from there, s <- log(B) /
     cos(min(pi / 4, median angle)), with B the mean over the batch of the sum of e^{s cos} over other classes
     (eq. 13-15). The scale never falls below the fixed one of 3 classes, below which the formulas turn to 0
     and negative.

@@ -58,7 +58,7 @@ def soft_triple_loss(
     margin: float = 0.01,
     tau: float = 0.2,
 ) -> Tensor:
-    """Softmax over similarities to several centers of each class (Qian et al., ICCV 2019, eq. 6-9).
+    """Softmax over similarities to several centers of each class (Qian et al., ICCV 2019).
 
     S_c = sum_k softmax_k(x.w_ck / gamma) x.w_ck; cross-entropy of scale (S_y - margin) against scale S_c;
     plus tau times the mean over classes and pairs of centers of |w_s - w_t|, which merges centers that a

@@ -27,7 +27,7 @@ def triplet_loss(
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
 ) -> Tensor:
-    """Keeps positives nearer than negatives by a margin (Schroff et al., CVPR 2015, eq. 2).
+    """Keeps positives nearer than negatives by a margin (Schroff et al., CVPR 2015, section 3.1).
 
     max(0, d_ap - d_an + margin), or without a margin log(1 + exp(d_ap - d_an)) (Hermans et al., arXiv
     1703.07737, section 2), over the triplets of the miner: one per anchor (their eq. 5, 'batch_hard'), all
