@@ -12,9 +12,9 @@ from metricid.config import expand
 from metricid.data.decode import MAX_PIXELS
 from metricid.data.factory import SYNTHETIC, layout_names, layout_options, open_layout
 from metricid.data.layouts.listing import image_paths
-from metricid.data.manifest import LANDMARK_COLUMNS, TEXT_COLUMNS, Manifest, check_files
+from metricid.data.manifest import LANDMARK_COLUMNS, Manifest, check_files
 from metricid.data.sources import ImageSource, open_source
-from metricid.data.table_io import Cells, has_header, read_table
+from metricid.data.table_io import has_header, read_table
 from metricid.errors import InputError
 from metricid.registry import unknown
 
@@ -110,7 +110,7 @@ def _by_table(
 ) -> tuple[ImageSource, Manifest]:
     file = expand(data, "DATA")
     source = open_source(expand(root, "--root") if root else file.parent, max_pixels=max_pixels)
-    table = read_table(file, Cells(text=TEXT_COLUMNS, number=LANDMARK_COLUMNS))
+    table = read_table(file, numbers=LANDMARK_COLUMNS)
     if "identity" not in table.column_names and "path" in table.column_names:
         table = table.append_column("identity", table["path"])
         say(f"{file}: has no column 'identity'; each image is an identity of its own, named by its path")

@@ -1,5 +1,6 @@
 """The table of images that everything else refers to: one row, one image, one identity."""
 
+import difflib
 import hashlib
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metricid.data.table_io import Cells, has_header, read_table, write_table
+from metricid.data.table_io import has_header, read_table, write_table
 from metricid.errors import InputError
-from metricid.registry import unknown
 
 TEXT_COLUMNS = ("path", "identity", "camera", "media", "split", "group")
 LANDMARK_COLUMNS = tuple(f"{axis}{point}" for point in range(1, 6) for axis in "xy")
 COLUMNS = TEXT_COLUMNS + LANDMARK_COLUMNS
 REQUIRED = ("path", "identity")
+RESERVED = ("embedding", "score")  # what files of embeddings and lists of hits call their own
+_NEARLY = 0.75  # likeness of two names from which one is taken for the other, misspelt
 SHOWN_PROBLEMS = 10
 
 
@@ -32,7 +34,9 @@ class Manifest:
 
     Columns: `path` and `identity` (text, never empty), optionally `camera`, `media`, `split`, `group` (text,
     may be empty) and the landmarks `x1, y1, ..., x5, y5` (float32 pixels, all ten or none). No path occurs
-    twice.
+    twice. Further columns are kept as text, sorted by name: whole numbers and fractions in the shortest form
+    that reads back as the same number, `true` and `false`, missing values as ''. A name that is nearly one of
+    the above is taken for a mistake.
 
     Example:
         >>> people = Manifest.from_columns(path=["a.jpg", "b.jpg", "c.jpg"], identity=["Eve", "Ann", "Eve"])
@@ -44,7 +48,7 @@ class Manifest:
         """Checks `table` and brings it into the canonical form.
 
         Args:
-            table: the columns above; text as Arrow strings, landmarks as numbers.
+            table: the columns above; text as Arrow strings, landmarks as numbers, further columns as either.
             name: what error messages call this table, a file name as a rule.
             header: the rows are lines of a file whose row 1 is a header, and messages count them so; those of
                 other tables are counted from 0, as pandas does.
@@ -78,7 +82,7 @@ class Manifest:
         Raises:
             InputError: the file is missing or unreadable, or its content is not a manifest.
         """
-        table = read_table(file, Cells(text=TEXT_COLUMNS, number=LANDMARK_COLUMNS))
+        table = read_table(file, numbers=LANDMARK_COLUMNS)
         return cls(table, str(file), header=has_header(file))
 
     def write(self, file: str | Path) -> None:
@@ -99,7 +103,7 @@ class Manifest:
         tables = [part.table for part in parts]
         if not tables:
             raise InputError("nothing to concatenate; give at least one manifest")
-        present = [column for column in COLUMNS if any(column in t.column_names for t in tables)]
+        present = _in_order({column for t in tables for column in t.column_names})
         if any(("x1" in t.column_names) != ("x1" in tables[0].column_names) for t in tables):
             raise InputError(
                 "only some of the manifests have landmarks; drop these columns or fill them in all"
@@ -143,8 +147,9 @@ class Manifest:
         Raises:
             InputError: no manifest can have a column of that name.
         """
-        if name not in COLUMNS:
-            raise InputError(unknown("column", name, list(COLUMNS)))
+        problem = _name_problem(name)
+        if problem:
+            raise InputError(problem)
         if name not in self.table.column_names:
             return None
         return self.table[name].to_numpy(zero_copy_only=False)
@@ -175,10 +180,11 @@ class Manifest:
         """A copy with one column added or replaced; a single text stands for all rows.
 
         Raises:
-            InputError: unknown column, wrong length or type.
+            InputError: a name that no manifest can have, wrong length or type.
         """
-        if name not in COLUMNS:
-            raise InputError(unknown("column", name, list(COLUMNS)))
+        problem = _name_problem(name)
+        if problem:
+            raise InputError(problem)
         array = _arrow(self.name, name, [values] * len(self) if isinstance(values, str) else values)
         if len(array) != len(self):
             raise InputError(f"{self.name}: {len(array)} values of {name} for {len(self)} rows")
@@ -276,29 +282,41 @@ def _arrow(name: str, column: str, values: Any) -> pa.Array:
     try:
         if column in LANDMARK_COLUMNS:
             return pa.array(np.asarray(values, np.float32))
+        if column not in COLUMNS:
+            return pa.array(values if isinstance(values, np.ndarray) else list(values))
         return pa.array(values.tolist() if isinstance(values, np.ndarray) else list(values), pa.string())
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
-        wanted = "numbers" if column in LANDMARK_COLUMNS else "text"
+        wanted = (
+            "numbers" if column in LANDMARK_COLUMNS else "text" if column in COLUMNS else "text or numbers"
+        )
         raise InputError(f"{name}: column {column} must hold {wanted} ({error})") from None
 
 
 def _checked(table: pa.Table, rows: _Rows) -> pa.Table:
-    """The canonical table: known columns in fixed order, one chunk each, no nulls; else all problems."""
+    """The canonical table: columns in fixed order, one chunk each, no nulls; else all problems."""
     columns = table.column_names
     problems = [f"column {c!r} occurs twice" for c in sorted({c for c in columns if columns.count(c) > 1})]
     problems += [f"the column {c!r} is missing" for c in REQUIRED if c not in columns]
     for column in columns:
-        if column not in COLUMNS:
-            problems.append(unknown("column", column, list(COLUMNS)) + "; rename or remove it")
+        problem = _name_problem(column)
+        if problem:
+            problems.append(problem)
     marks = [c for c in LANDMARK_COLUMNS if c in columns]
     if marks and len(marks) < len(LANDMARK_COLUMNS):
         lacking = ", ".join(c for c in LANDMARK_COLUMNS if c not in columns)
         problems.append(f"landmarks need all ten columns; {lacking} missing")
     clean: dict[str, pa.Array] = {}
-    for column in [c for c in COLUMNS if c in columns]:
+    for column in _in_order(columns):
         if columns.count(column) > 1:
             continue
         kind, array = table.schema.field(column).type, table[column]
+        if column not in COLUMNS:
+            text = _as_text(array, kind)
+            if text is None:
+                problems.append(f"column {column!r} must hold text or numbers, but holds {kind}")
+            else:
+                clean[column] = text
+            continue
         numeric = column in LANDMARK_COLUMNS
         if numeric and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             clean[column] = array.cast(pa.float32(), safe=False)
@@ -314,13 +332,44 @@ def _checked(table: pa.Table, rows: _Rows) -> pa.Table:
         one = array.combine_chunks()
         clean[column] = one.chunk(0) if isinstance(one, pa.ChunkedArray) else one
         bad += _bad_rows(column, clean[column])
-        if column in TEXT_COLUMNS:
+        if column not in LANDMARK_COLUMNS:
             clean[column] = pc.fill_null(clean[column], "")
     bad += _duplicates(clean["path"], rows)
     if bad:
         bad.sort(key=lambda entry: entry[0])
         _fail(rows.title, [f"{rows[row]}: {text}" for row, text in bad[:SHOWN_PROBLEMS]], len(bad))
     return pa.table({c: pa.chunked_array([array], array.type) for c, array in clean.items()})
+
+
+def _in_order(columns: Iterable[str]) -> list[str]:
+    """Each name once: known columns as `COLUMNS` has them, then the others by name."""
+    names = set(columns)
+    return [c for c in COLUMNS if c in names] + sorted(names - set(COLUMNS))
+
+
+def _name_problem(column: str) -> str | None:
+    """Why no manifest has a column of this name, or None."""
+    if column in COLUMNS:
+        return None
+    if not column.strip():
+        return "a column has no name; name or remove it"
+    if column in RESERVED:
+        return f"a column cannot be named {column!r}, as metricid's own are; rename it"
+    known = {name.casefold(): name for name in COLUMNS}
+    near = difflib.get_close_matches(column.strip().casefold(), known, n=1, cutoff=_NEARLY)
+    if not near:
+        return None
+    return f"unknown column {column!r}; did you mean {known[near[0]]!r}? rename it"
+
+
+def _as_text(array: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """Values of a further column as text, or None where they are no single values."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_floating(value):
+        array = array.cast(value)
+        array = pc.if_else(pc.is_nan(array), None, array)
+    plain = pa.types.is_primitive(value) or pa.types.is_decimal(value) or pa.types.is_null(value)
+    return array.cast(pa.string()) if plain or _is_text(kind) else None
 
 
 def _is_text(kind: pa.DataType) -> bool:

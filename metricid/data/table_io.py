@@ -1,6 +1,7 @@
 """CSV and Parquet in and out, strict about every cell; knows nothing of what the columns mean."""
 
-from dataclasses import dataclass
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,12 @@ from metricid.files import atomic_write
 SHOWN_PROBLEMS = 10
 
 
-@dataclass(frozen=True)
-class Cells:
-    """What a CSV file's columns hold: `text` as it stands, `number` parsed to float32."""
-
-    text: tuple[str, ...]
-    number: tuple[str, ...]
-
-
-def read_table(file: str | Path, cells: Cells) -> pa.Table:
+def read_table(file: str | Path, numbers: Sequence[str]) -> pa.Table:
     """Reads a `.csv` or `.parquet` file.
+
+    Args:
+        file: its name.
+        numbers: columns of a CSV file that are parsed to float32; the others stay text, as they stand.
 
     Raises:
         InputError: missing or unreadable file, ragged or blank rows, a cell that is no number.
@@ -35,7 +32,7 @@ def read_table(file: str | Path, cells: Cells) -> pa.Table:
         state = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path}: {state}; give a .csv or .parquet file")
     if text:
-        return _read_csv(path, cells)
+        return _read_csv(path, numbers)
     try:
         return pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -72,7 +69,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _read_csv(path: Path, cells: Cells) -> pa.Table:
+def _read_csv(path: Path, numbers: Sequence[str]) -> pa.Table:
     ragged: list[Any] = []
 
     def note(row: Any) -> str:
@@ -80,8 +77,10 @@ def _read_csv(path: Path, cells: Cells) -> pa.Table:
         return "skip"
 
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
+            file.seek(0)
+            names = next(csv.reader(file), [])
         if not header.strip():
             raise InputError(f"{path}: the first row must name the columns, but it is empty")
         if "," not in header and (";" in header or "\t" in header):
@@ -93,13 +92,13 @@ def _read_csv(path: Path, cells: Cells) -> pa.Table:
             read_options=pyarrow.csv.ReadOptions(use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=note),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys((*cells.text, *cells.number), pa.string()),
+                column_types=dict.fromkeys(names, pa.string()),
                 strings_can_be_null=False,
             ),
         )
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; save it as CSV (UTF-8)") from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV file ({_line(error)})") from None
     if ragged:
         shown = "; ".join(
@@ -111,7 +110,7 @@ def _read_csv(path: Path, cells: Cells) -> pa.Table:
     table = _without_blank_end(table)
     if len(set(table.column_names)) < table.num_columns:
         return table
-    for column in [c for c in cells.number if c in table.column_names]:
+    for column in [c for c in numbers if c in table.column_names]:
         index = table.column_names.index(column)
         table = table.set_column(index, column, _numbers(path, column, table[column]))
     return table

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.manifest import LANDMARK_COLUMNS, Manifest, check_files
+from metricid.data.splits import split_identities
 from metricid.errors import InputError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(str.strip)
@@ -96,7 +98,10 @@ def test_selection_and_columns():
     ("call", "message"),
     [
         (lambda m: m.column("camra"), "unknown column 'camra'; did you mean 'camera'"),
-        (lambda m: m.with_column("label", "1"), "unknown column 'label'"),
+        (lambda m: m.with_column("identiy", "1"), "unknown column 'identiy'; did you mean 'identity'"),
+        (lambda m: m.with_column("score", "1"), "a column cannot be named 'score'"),
+        (lambda m: m.with_column("age", [[1], [2], [3]]), "column 'age' must hold text or numbers"),
+        (lambda m: small(age=[1, "x", object()]), "column age must hold text or numbers"),
         (lambda m: m.with_column("split", ["a"]), "1 values of split for 3 rows"),
         (lambda m: m.select(np.ones(2, bool)), "mask of shape"),
         (lambda m: m.select([3]), "outside 0..2"),
@@ -123,6 +128,75 @@ def test_concat_fills_columns_that_only_some_have():
     assert Manifest.concat([small(), other]).column("camera").tolist() == ["", "", "", "5"]
     with pytest.raises(InputError, match="only some of the manifests have landmarks"):
         Manifest.concat([with_landmarks(), other])
+
+
+def test_further_columns_are_text_and_go_everywhere(tmp_path):
+    manifest = small(camera=["1", "2", "3"], hat=["yes", "", "no"], age=["007", "4.50", ""])
+    assert manifest.table.column_names == ["path", "identity", "camera", "age", "hat"]
+    assert manifest.column("age").tolist() == ["007", "4.50", ""]
+    assert manifest.column("weight") is None
+    assert manifest.select([2, 0]).column("hat").tolist() == ["no", "yes"]
+    assert manifest.with_column("split", "train").column("hat").tolist() == ["yes", "", "no"]
+    assert manifest.with_column("hat", "no").column("hat").tolist() == ["no"] * 3
+    assert manifest.fingerprint() != small(camera=["1", "2", "3"]).fingerprint()
+    assert manifest.fingerprint() != manifest.with_column("hat", "no").fingerprint()
+    other = Manifest.from_columns(["c.jpg"], ["c"], bag=["1"])
+    joined = Manifest.concat([manifest, other])
+    assert joined.column("hat").tolist() == ["yes", "", "no", ""]
+    assert joined.column("bag").tolist() == ["", "", "", "1"]
+    for suffix in (".csv", ".parquet"):
+        manifest.write(tmp_path / f"m{suffix}")
+        again = Manifest.read(tmp_path / f"m{suffix}")
+        assert again == manifest and again.fingerprint() == manifest.fingerprint()
+    train, test = split_identities(manifest, 1, seed=0)
+    assert sorted([*train.column("age"), *test.column("age")]) == ["", "007", "4.50"]
+    stored = EmbeddingSet(np.eye(3, dtype=np.float32), manifest, {})
+    for name in ("e.parquet", "e.npy"):
+        stored.write(tmp_path / name)
+        assert EmbeddingSet.read(tmp_path / name).table == manifest
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        (pa.array([1, None, 2**62]), ["1", "", str(2**62)]),
+        (pa.array([0.1, float("nan"), 3.0]), ["0.1", "", "3"]),
+        (pa.array([0.1, None, 1e20], pa.float32()), ["0.1", "", "1e+20"]),
+        (pa.array([True, None, False]), ["true", "", "false"]),
+        (pa.array(["a", None, "a"]).dictionary_encode(), ["a", "", "a"]),
+        (pa.array([0.5, None, float("nan")]).dictionary_encode(), ["0.5", "", ""]),
+        (pa.nulls(3), ["", "", ""]),
+    ],
+)
+def test_a_parquet_column_of_any_single_values_becomes_text(tmp_path, values, texts):
+    file = tmp_path / "m.parquet"
+    pyarrow.parquet.write_table(small().table.append_column("own", values), file)
+    assert Manifest.read(file).column("own").tolist() == texts
+
+
+@given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=5))
+def test_numbers_as_text_read_back_as_the_same_numbers(values):
+    paths = [f"{i}.jpg" for i in range(len(values))]
+    texts = Manifest.from_columns(paths, paths, own=np.array(values)).column("own")
+    assert [float(text) for text in texts] == values
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("path,identity,camra", "unknown column 'camra'; did you mean 'camera'? rename it"),
+        ("path,identity,Split", "unknown column 'Split'; did you mean 'split'"),
+        ("path,identity,", "a column has no name"),
+        ("path,identity,embedding", "a column cannot be named 'embedding'"),
+    ],
+)
+def test_a_name_that_cannot_be_meant_is_refused(tmp_path, header, message):
+    assert message in problems_of(tmp_path, f"{header}\na,b,c\n")
+
+
+def test_a_csv_header_over_two_lines_keeps_its_column_as_text(tmp_path):
+    (tmp_path / "m.csv").write_text('path,identity,"shoe\nsize"\na,b,042\n')
+    assert Manifest.read(tmp_path / "m.csv").column("shoe\nsize").tolist() == ["042"]
 
 
 def test_a_missing_column_is_named(tmp_path):
