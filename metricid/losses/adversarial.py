@@ -319,7 +319,8 @@ class TradesLoss(nn.Module):
         model: Model,
         images: Tensor,
         labels: Tensor,
-        classification: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        classification: Callable[[Tensor, Tensor], Tensor] | None = F.cross_entropy,
+        logits: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch.
 
@@ -327,7 +328,8 @@ class TradesLoss(nn.Module):
             model: maps images to logits [B, K].
             images: [B, C, H, W].
             labels: what `classification` takes beside the logits: [B] int64 in [0, K).
-            classification: L_cls, maps logits [B, K] and labels to a scalar.
+            classification: L_cls, maps logits [B, K] and labels to a scalar; None leaves it out.
+            logits: what the model gave for the images in this step, with the graph; None computes them.
 
         Returns:
             Scalar, mean over the batch.
@@ -346,12 +348,14 @@ class TradesLoss(nn.Module):
                 steps=self.steps,
                 start=1e-3 * 255 * torch.randn_like(x),
             )
-        logits = model(images)
+        if logits is None:
+            logits = model(images)
         with nullcontext() if self.count_adversarial else frozen_statistics(model, "batch"):
             other = model(worst)
         wide = logits.to(compute_dtype(logits))
         with no_autocast(logits):
-            return classification(wide, labels) + self.beta * divergence(wide, other)
+            penalty = self.beta * divergence(wide, other)
+            return penalty if classification is None else classification(wide, labels) + penalty
 
     def extra_repr(self) -> str:
         return (

@@ -137,7 +137,9 @@ class GradNorm(Balance):
     With G = w g the gradient norm of a term under its factor w, and r its relative inverse training rate
     (L / L(0), over the mean of that over the terms), w descends on the sum of |G - mean(G) r^alpha|, whose
     target counts as constant. One step of Adam per training step, then the factors are brought back to a sum
-    of K. The norms are those at the features, which all terms share, not at the last layer's weights.
+    of K. The norms are those at the features, which all terms share, not at the last layer's weights. A term
+    without a gradient there, such as a regulariser of weights, keeps its factor in that step, and the others
+    are balanced among themselves.
 
     Args:
         terms: number of terms.
@@ -172,14 +174,19 @@ class GradNorm(Balance):
         """One step of Adam on the factors."""
         if norms is None:
             return
-        places = torch.tensor(list(active), device=self.weights.device)
-        loss, norm = values.detach().float(), norms.detach().float()
+        meet = norms > 0
+        if not meet.any():
+            return
+        factors = self.factors(active)
+        everyone = torch.tensor(list(active), device=self.weights.device)
+        places = everyone[meet]
+        loss, norm = values.detach().float()[meet], norms.detach().float()[meet]
         first = self.initial[places]
         first = torch.where(first.isnan(), loss, first)
         self.initial[places] = first
         rate = torch.where(first > 0, loss / first, 1.0)
         rate = rate / rate.mean().clamp_min(1e-12)
-        weights = self.factors(active)
+        weights = factors[meet]
         weighted = weights * norm
         target = weighted.mean() * rate**self.alpha
         slope = torch.sign(weighted - target) * norm
@@ -190,7 +197,8 @@ class GradNorm(Balance):
         step = (mean / (1 - 0.9**count)) / ((square / (1 - 0.999**count)).sqrt() + 1e-12)
         weights = (weights - self.lr * step).clamp_min(1e-3)
         self.moments[0, places], self.moments[1, places], self.steps[places] = mean, square, count
-        self.weights[places] = weights * (len(active) / weights.sum())
+        factors[meet] = weights * (factors[meet].sum() / weights.sum())
+        self.weights[everyone] = factors
 
 
 def balance_problems(options: Any) -> list[str]:

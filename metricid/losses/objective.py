@@ -10,8 +10,8 @@ from metricid.losses.balance import BALANCES, Balance
 from metricid.losses.recipe import Column, Facts, build_terms
 from metricid.losses.recipe_checks import list_problems
 from metricid.losses.schedules import Plateau
-from metricid.losses.side_terms import Perturbed, WeightPenalty, class_vectors
-from metricid.losses.term import Gather, Moment, Side, SideTerm, Term
+from metricid.losses.side_terms import Distillation, Perturbed, WeightPenalty, class_vectors
+from metricid.losses.term import Gather, Moment, Place, Side, SideTerm, Term
 
 
 class ObjectiveOutput(NamedTuple):
@@ -156,7 +156,7 @@ class Objective(nn.Module):
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must lie in [0, 1], got {progress}")
-        local = {"features": (features, labels), "embedding": (embedding, labels)}
+        places: dict[Place, Tensor] = {"features": features, "embedding": embedding}
         joined: dict[str, tuple[Tensor, Tensor]] = {}
         total = torch.zeros((), device=embedding.device)
         values: dict[str, Tensor] = {}
@@ -166,9 +166,9 @@ class Objective(nn.Module):
             if not term.active(progress):
                 total = total + _untouched(self._parameters_of(place))
                 continue
-            batch = local[term.on]
+            batch = places[term.on], labels
             if isinstance(term.loss, SideTerm):
-                moment = Moment(*batch, progress, self._named, side or Side(), gather)
+                moment = Moment(*batch, progress, self._named, side or Side(), gather, places)
                 values[term.name] = term.loss.at(moment)
             else:
                 if gather is not None and getattr(term.loss, "pairwise", False):
@@ -199,6 +199,11 @@ class Objective(nn.Module):
         """Whether a term wants `Side.images`."""
         return any(isinstance(term.loss, Perturbed) for term in self.terms)
 
+    def teachers_at(self, progress: float) -> set[str]:
+        """The teachers that the terms which are on at this progress of the training listen to."""
+        losses = [term.loss for term in self.terms if term.active(progress)]
+        return {loss.teacher for loss in losses if isinstance(loss, Distillation)}
+
     def _parameters_of(self, place: int) -> list[nn.Parameter]:
         """What is trained for one term alone."""
         own = list(self.terms[place].loss.parameters())
@@ -216,9 +221,15 @@ class Objective(nn.Module):
 
         Not those of a term that an active one is about.
         """
-        inactive = [place for place, term in enumerate(self.terms) if not term.active(progress)]
-        read = {getattr(term.loss, "of", None) for term in self.terms if term.active(progress)}
-        return [p for i in inactive if self.terms[i].name not in read for p in self._parameters_of(i)]
+        losses = [term.loss for term in self.terms if term.active(progress)]
+        read = {loss.of for loss in losses if isinstance(loss, WeightPenalty | Distillation | Perturbed)}
+        found: list[nn.Parameter] = []
+        for place, term in enumerate(self.terms):
+            if not term.active(progress):
+                own = self._parameters_of(place)
+                of_loss = set(term.loss.parameters()) if term.name in read else set()
+                found += [p for p in own if p not in of_loss]
+        return found
 
     @torch.no_grad()
     def after_step(

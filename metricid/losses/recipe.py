@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from metricid.losses.adversarial import ADVERSARIAL
@@ -23,6 +24,7 @@ from metricid.losses.side_terms import (
     NumberTask,
     Perturbed,
     WeightPenalty,
+    class_vectors,
 )
 from metricid.losses.term import Place, Term
 from metricid.losses.weights import REGULARISERS
@@ -191,8 +193,11 @@ def _has(registry: Registry, options: Mapping[str, Any]) -> bool:
 
 def loss_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The name of the loss and its own options; a task without a loss takes the usual one."""
-    own = {key: value for key, value in options.items() if key not in KEYS and key not in SIDE_KEYS}
     task = options.get("task")
+    taken = {*KEYS, *SIDE_KEYS}
+    if task is None and _has(LOSSES, options):  # one of its options may have the name of a side key
+        taken -= inspect.signature(LOSSES.get(options["loss"])).parameters.keys()
+    own = {key: value for key, value in options.items() if key not in taken}
     if task is not None:
         own = {"loss": TASK_LOSSES[task], **own}
         if task == "attributes" and own["loss"] == "focal":
@@ -219,6 +224,7 @@ def term_names(terms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def needs_partner(options: Mapping[str, Any]) -> bool:
+    """Whether a term is about another one."""
     if "task" in options or options.get("of") == NETWORK:
         return False
     return registry_of(options) is REGULARISERS or options["loss"] in ON_LOGITS
@@ -234,7 +240,9 @@ def partner(terms: Sequence[Mapping[str, Any]], place: int) -> int:
 
 def offers(options: Mapping[str, Any], loss: str) -> bool:
     """Whether a term has what `loss` is about: logits of identities, or vectors of classes."""
-    if "task" in options or registry_of(options) is not LOSSES:
+    if "task" in options or not _has(LOSSES, options):
         return False
-    cls = LOSSES.get(options["loss"])
-    return hasattr(cls, "logits") if loss in ON_LOGITS else "num_classes" in inspect.signature(cls).parameters
+    if loss in ON_LOGITS:
+        return hasattr(LOSSES.get(options["loss"]), "logits")
+    with torch.device("meta"):  # no memory and no random numbers
+        return class_vectors(LOSSES.build(loss_options(options), **GIVEN)) is not None

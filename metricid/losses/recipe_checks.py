@@ -105,10 +105,13 @@ def _loss_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         if options.get("of") == NETWORK and loss not in OF_NETWORK:
             found.append(("of", f"{loss} takes one matrix, such as the class vectors of a term; name a term"))
+        if "on" in options and (registry is REGULARISERS or loss in ON_LOGITS):
+            reads = "weights" if registry is REGULARISERS else "what the term with the logits reads"
+            found.append(("on", f"is not for loss {loss}, which reads {reads}; leave it out"))
     found += [
         (key, f"is not for {'task' if 'task' in options else 'loss'} {options.get('task', loss)}")
         for key in SIDE_KEYS
-        if key in options and key not in {*takes, "task"}
+        if key in options and key not in {*takes, *chosen, "task"}
     ]
     return found + _option_problems(cls, chosen, GIVEN_BY_KIND.get(registry.kind, GIVEN), takes)
 

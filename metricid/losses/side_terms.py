@@ -83,8 +83,8 @@ class Distillation(SideTerm):
         """The loss over the batch, over that of all ranks for a pairwise one."""
         taught = _present(moment.side.teachers.get(self.teacher), f"teacher {self.teacher!r}", "teachers")
         if self.of is not None:
-            student = cast(Classifier, moment.terms[self.of].loss).logits(moment.x)
-            return self.loss(student, _present(taught.logits, f"teacher {self.teacher!r}", "logits"))
+            logits = _present(taught.logits, f"the logits of teacher {self.teacher!r}", "teachers")
+            return self.loss(_logits_of(moment, self.of), logits)
         student, target = moment.x, taught.embedding
         if moment.gather is not None and getattr(self.loss, "pairwise", False):
             student, _ = moment.gather(student, moment.labels)
@@ -95,7 +95,8 @@ class Distillation(SideTerm):
 class Perturbed(SideTerm):
     """Virtual adversarial or TRADES training of the classifier of another term.
 
-    Of TRADES this term is the divergence alone; the classification loss is the other term.
+    Of TRADES this term is the divergence alone; the classification loss is the other term. The clean logits
+    are those of the forward pass in which the other terms are computed.
 
     Args:
         loss: one of the two.
@@ -112,9 +113,10 @@ class Perturbed(SideTerm):
         network = _present(side.model, "the network", "model")
         images = _present(side.images, "the images", "images")
         model = _Pipeline(network, moment.terms[self.of])
+        logits = _logits_of(moment, self.of)
         if isinstance(self.loss, TradesLoss):
-            return self.loss(model, images, moment.labels, lambda logits, labels: 0 * logits.sum())
-        return self.loss(model, images)
+            return self.loss(model, images, moment.labels, classification=None, logits=logits)
+        return self.loss(model, images, logits)
 
 
 class _Pipeline(nn.Module):
@@ -142,13 +144,14 @@ class DomainConfusion(SideTerm):
         self.loss, self.column = loss, column
 
     def at(self, moment: Moment) -> Tensor:
-        """The loss over the images that have a value; 0 with a graph if none has."""
-        domains = _column(moment, self.column)
+        """The loss over the images of all ranks that have a value; 0 with a graph if none has."""
+        x, domains = moment.x, _column(moment, self.column)
+        if moment.gather is not None:  # ranks may know unlike numbers of values
+            x, domains = moment.gather(x, domains)
         known = domains >= 0
-        x = moment.x[known]
-        if len(x) == 0:
-            return _nothing(moment.x, self.loss)
-        return self.loss(x, domains[known], moment.progress)
+        if not known.any():
+            return _nothing(x, self.loss)
+        return self.loss(x[known], domains[known], moment.progress)
 
 
 class CategoryTask(SideTerm):
@@ -236,6 +239,12 @@ class NumberTask(SideTerm):
         dtype = compute_dtype(x, self.linear.weight)
         with no_autocast(x):
             return F.linear(x.to(dtype), self.linear.weight.to(dtype), self.linear.bias.to(dtype)).squeeze(1)
+
+
+def _logits_of(moment: Moment, name: str) -> Tensor:
+    """[B, C] of a term, from what that term reads."""
+    term = moment.terms[name]
+    return cast(Classifier, term.loss).logits(moment.places[term.on])
 
 
 def _column(moment: Moment, name: str) -> Tensor:

@@ -53,6 +53,8 @@ class Moment:
         terms: all terms of the objective, by name.
         side: what the batch offers.
         gather: joins the batches of all ranks, differentiable in its first argument; None for one process.
+        places: the features and the embedding, of which `x` is one; a term that is about another one reads
+            what that one reads.
     """
 
     x: Tensor
@@ -61,6 +63,7 @@ class Moment:
     terms: Mapping[str, "Term"]
     side: Side
     gather: Gather | None
+    places: Mapping[Place, Tensor]
 
 
 class SideTerm(nn.Module):

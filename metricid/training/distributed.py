@@ -186,7 +186,8 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = _SumOverRanks.apply(x.sum(axes)) / count
         centered = x - mean.view(shape)
         variance = _SumOverRanks.apply(centered.square().sum(axes)) / count
-        self._track(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+        if self.track_running_stats:
+            self._track(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
         y = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)

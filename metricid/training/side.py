@@ -1,6 +1,6 @@
 """What the terms of an objective read beside images and identities, for one batch after another."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -31,17 +31,19 @@ class SideData:
     values: Mapping[str, Tensor] = field(default_factory=dict)
     teachers: Mapping[str, Teacher] = field(default_factory=dict)
 
-    def of(self, batch: Batch, images: Tensor) -> Side:
+    def of(self, batch: Batch, images: Tensor, teachers: Container[str]) -> Side:
         """What belongs to a batch.
 
         Args:
             batch: its `index` are the rows.
             images: its images on the device.
+            teachers: who is asked.
         """
         columns = {
             key: values[batch.index].to(self.device, non_blocking=True) for key, values in self.values.items()
         }
-        taught = {name: teacher.of(images, batch.index) for name, teacher in self.teachers.items()}
+        asked = {name: teacher for name, teacher in self.teachers.items() if name in teachers}
+        taught = {name: teacher.of(images, batch.index) for name, teacher in asked.items()}
         return Side(columns=columns, teachers=taught)
 
     def teacher_widths(self) -> dict[str, int]:

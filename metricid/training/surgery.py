@@ -47,7 +47,9 @@ class GradientSurgery:
             rows.append(torch.cat([g.flatten() for g in row]))
             for gradient, parameter in zip(found[len(self.shared) :], self.own, strict=True):
                 if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+                    parameter.grad += gradient  # in memory of its own: autograd may give a view
         new = torch.stack(rows)
         self._sums = new if self._sums is None else self._sums.add_(new)
 

@@ -17,6 +17,7 @@ from metricid.losses.catalog import LOSSES
 from metricid.losses.recipe import loss_options, offers, term_names
 from metricid.losses.side_terms import Classifier
 from metricid.losses.term import Taught
+from metricid.models.weights import first_line
 from metricid.training.checkpoint import load_embedder, open_checkpoint
 from metricid.training.precision import Precision
 
@@ -56,7 +57,8 @@ class StoredTeacher:
         if missing:
             raise InputError(
                 f"{name}: has no embedding of {len(missing)} of the {len(manifest)} training images, such as "
-                f"{missing[0]}; embed the training images with the teacher"
+                f"{missing[0]} (its own are such as {next(iter(place))}); embed the training images with the "
+                "teacher, from the same root"
             )
         rows = [place[path] for path in manifest.paths]
         self.vectors = torch.from_numpy(embeddings.embeddings[rows])
@@ -151,7 +153,10 @@ def _classifier(
     named = zip(term_names(terms), terms, strict=True)
     found = next(((name, term) for name, term in named if offers(term, "logit_distillation")), None)
     if found is None or "objective" not in state:
-        raise InputError(f"{source}: was trained without a classifier such as softmax, and has no logits")
+        raise InputError(
+            f"{source}: holds no classifier such as softmax, and so no logits; distil its embeddings "
+            "(embedding_distillation, rkd_distance)"
+        )
     name, options = found
     on = options.get("on", "embedding")
     classes = len(state["label_map"])
@@ -163,5 +168,8 @@ def _classifier(
     )
     prefix = f"losses.{name}."
     own = {k.removeprefix(prefix): v for k, v in state["objective"].items() if k.startswith(prefix)}
-    loss.load_state_dict(own)
+    try:
+        loss.load_state_dict(own)
+    except RuntimeError as error:
+        raise InputError(f"{source}: its classifier {name} cannot be read ({first_line(error)})") from error
     return loss.to(device).requires_grad_(False).eval(), on

@@ -183,7 +183,7 @@ class Trainer:
             pixels = batch.images.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
             last = number == len(micro) - 1
-            side = run.side.of(batch, pixels)
+            side = run.side.of(batch, pixels, run.objective.teachers_at(progress))
             with nullcontext() if last and self.surgery is None else self._local_gradients():
                 output, features, embedding = self.module(pixels, labels, progress, logged and last, side)
                 if self.surgery is None:
