@@ -63,7 +63,7 @@ class Loader:
         Raises:
             InputError: a negative number of workers, or a prefetch below 1.
         """
-        self.dataset, self.sampler = dataset, sampler
+        self.dataset, self.sampler, self.workers = dataset, sampler, workers
         self.wait_seconds = 0.0
         self.corrupt: list[str] = []
         self._known_corrupt: set[str] = set()

@@ -144,6 +144,7 @@ class HardIdentitySampler:
             warmup = self._batches if refresh else 0
         self._warmup = warmup
         delay = delay or refresh or 0
+        self.delay = delay if refresh is not None else None
         self._schedule = TableSchedule(
             refresh,
             delay,

@@ -21,6 +21,7 @@ from metricid.models.backbone import backbone_problem
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, default_preprocessing
 from metricid.registry import unknown
 from metricid.training.distributed import World, join_batchnorm
+from metricid.training.mined import MinedBatches, mined_batches
 from metricid.training.optim import build_optimizer, parameter_groups
 from metricid.training.precision import Precision, pick_precision
 from metricid.training.side import SideData, build_side
@@ -37,6 +38,7 @@ class Run:
     label_map: dict[str, int]
     loader: Loader
     side: SideData
+    mined: MinedBatches | None
     embedder: Embedder
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -138,6 +140,8 @@ def build_run(config: RunConfig, world: World) -> Run:
         )
     except ValueError as error:
         raise InputError(f"objective: {error}") from error
+    ahead = loader.workers * config.data.prefetch + config.train.accumulate
+    mined = mined_batches(sampler, objective, label_map, embedder.embedding_dim, ahead)
     embedder.to(world.device)
     objective.to(world.device)
     embedder.channels_last = config.train.channels_last
@@ -147,7 +151,9 @@ def build_run(config: RunConfig, world: World) -> Run:
         join_batchnorm(embedder, world.device)
     groups = parameter_groups(embedder, objective.trained_parts(), config.optim)
     optimizer = build_optimizer(groups, config.optim, world.device)
-    return Run(config, world, splits, label_map, loader, side, embedder, objective, optimizer, precision)
+    return Run(
+        config, world, splits, label_map, loader, side, mined, embedder, objective, optimizer, precision
+    )
 
 
 def _model_problems(values: Mapping[str, Any]) -> list[Problem]:

@@ -111,6 +111,8 @@ def _conclude(run: Run, trainer: Trainer, folder: Path) -> Outcome:
     }
     text = _text(values, results)
     if world.is_main:
+        if run.mined is not None:
+            values["suspects"] = run.mined.write_suspects(folder)
         for result in results[: len(config.evaluation.protocols)]:
             plot_result(result, folder / "curves")
         with atomic_write(folder / "results.txt", "w") as file:

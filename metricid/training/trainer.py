@@ -116,6 +116,9 @@ class Trainer:
             rate = set_learning_rate(self.run.optimizer, config.optim, position.step / self.total_steps)
             images = config.train.accumulate * self.run.batch_images
             self._step(micro, window, images)
+            if self.run.mined is not None:
+                whole = self.run.loader.num_batches(position.epoch)
+                self.run.mined.after_step(position.epoch * whole + position.batch)
             position.step += 1
             position.images += images
             position.wait_seconds += waited
@@ -215,6 +218,8 @@ class Trainer:
         self.scaler.update()
         for features, embedding, labels in used:
             run.objective.after_step(features, embedding, labels, self._gather())
+            if run.mined is not None:
+                run.mined.update(embedding, labels, self._gather())
         if self.average is not None:
             self.average.update(run.embedder)
         self.position.nonfinite_in_a_row = 0
@@ -275,6 +280,7 @@ class Trainer:
             images_per_second=round(speed, 1),
             wait_share=round(wait, 4),
             skipped_images=len(self.skipped_images()),
+            **({} if self.run.mined is None else {"mining": self.run.mined.sampler.status()}),
         )
         if self.board is not None:
             scalars = {"loss": loss, "lr": rate, "images_per_second": speed, "wait_share": wait}
@@ -364,6 +370,7 @@ class Trainer:
                 "random": generators,
                 "world_size": self.world.size,
                 "skipped_images": self.skipped_images(),
+                "mined": self.run.mined.state_dict() if self.run.mined is not None else None,
                 "log_position": self.log.position() if self.log is not None else 0,
             }
             path = self.store.save(state, self.position.step)
@@ -409,6 +416,8 @@ class Trainer:
         run.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
+        if run.mined is not None:
+            run.mined.load_state_dict(state["mined"])
         set_random_state(state["random"][self.world.rank])
         self._skipped_before = state["skipped_images"]
         self._log_position = state["log_position"]
