@@ -17,7 +17,6 @@ from metricid.losses.catalog import LOSSES
 from metricid.losses.recipe import loss_options, offers, term_names
 from metricid.losses.side_terms import Classifier
 from metricid.losses.term import Taught
-from metricid.models.weights import first_line
 from metricid.training.checkpoint import load_embedder, open_checkpoint
 from metricid.training.precision import Precision
 
@@ -171,5 +170,6 @@ def _classifier(
     try:
         loss.load_state_dict(own)
     except RuntimeError as error:
-        raise InputError(f"{source}: its classifier {name} cannot be read ({first_line(error)})") from error
+        why = str(error).splitlines()[-1].strip()  # the first line names the class alone
+        raise InputError(f"{source}: its classifier {name} cannot be read ({why[:160]})") from error
     return loss.to(device).requires_grad_(False).eval(), on
