@@ -251,6 +251,9 @@ def test_losses_page_has_every_option_with_its_default(name):
 def test_losses_page_has_every_key_of_a_term():
     table = tables(section("docs/losses.md", "objective"))["key of a term"]
     assert set(table) == set(KEYS) | {"loss"}
+    assert {"of", "teacher", "column"} <= set(
+        tables(section("docs/losses.md", "Terms that read more"))["further key"]
+    )
 
 
 def documented(registry: Registry, given: set[str]) -> list[Any]:

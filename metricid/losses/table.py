@@ -36,10 +36,10 @@ FACTS = ("kind", "formula", "use", "source")
 SUPPLIED = {*GIVEN, "num_domains"}
 REGISTRIES: dict[str, Registry] = {
     "A term of a recipe: `loss(embeddings, labels)`": LOSSES,
-    "Of parameters: `loss(head.weight)`": REGULARISERS,
-    "Of a further task: `loss(prediction, target, mask)`": TASKS,
-    "With a teacher: `loss(student, teacher)`": DISTILLATION,
-    "Adversarial: see each one's `forward`": ADVERSARIAL,
+    "Of weights: `{loss: l2, of: TERM}`, or `loss(head.weight)`": REGULARISERS,
+    "Of a task: `{task: number, column: NAME, loss: mae}`, or `loss(prediction, target, mask)`": TASKS,
+    "With a teacher: `{loss: rkd_distance, teacher: RUN}`, or `loss(student, teacher)`": DISTILLATION,
+    "Adversarial: `{loss: trades, of: TERM}`, or as each one's `forward` says": ADVERSARIAL,
 }
 
 
