@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metricid.cli.model import add_onnx_option
-from metricid.cli.subject import Subject, open_subject, warn
+from metricid.cli.subject import Subject, open_subject, pick_tasks, warn
 from metricid.config import (
     MAX_WORKERS,
     DataConfig,
@@ -42,6 +42,7 @@ from metricid.training.distributed import World, start_world, stop_world
 from metricid.training.embedding import Embedded, embed_images, pixel_vectors
 from metricid.training.precision import pick_precision
 from metricid.training.run_folder import write_json
+from metricid.training.tasks import TaskHeads
 from metricid.training.validation import check_columns, flip_text, run_protocols
 
 STORED = (".parquet", ".npy")
@@ -62,6 +63,7 @@ FOR_IMAGES = (
     "precision",
     "onnx",
     "recipe",
+    "tasks",
 )
 FOR_LAYOUT = ("option", "split", "pairs")
 
@@ -93,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", help="pairs file of protocol lfw, inside the data (default: pairs.txt)")
     parser.add_argument("--protocol", help="comma-separated: " + ", ".join(PROTOCOLS))
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="add the mirrored image")
+    parser.add_argument("--tasks", action=argparse.BooleanOptionalAction, help="the tasks of the recipe, too")
     parser.add_argument("--variant", help="text that names the data beside each number")
     parser.add_argument("--bootstrap", type=int, help="resamples for 95%% intervals")
     parser.add_argument("--on-corrupt", choices=["error", "skip"], help="unreadable images")
@@ -221,9 +224,11 @@ def _evaluate(options: argparse.Namespace, world: World) -> Outcome:
     _check_calibration(options, settings.protocols, fingerprint)
     if subject.embedder is None and subject.model is None:
         settings = _changed(settings, flip=False)
-    embedded = _embed(options, subject, source, table, data, settings, world)
+    tasks = pick_tasks(options, subject, table)
+    embedded = _embed(options, subject, source, table, data, settings, world, tasks)
     how = flip_text(settings)
     results = run_protocols(embedded, settings, subject=subject.name, how=how, pairs=pairs)
+    results += tasks.results(embedded.table, world, subject.name)
     stored = None if options.save_embeddings is None else _to_store(embedded, subject, how)
     return Outcome(results, fingerprint, settings.flip, stored)
 
@@ -236,6 +241,7 @@ def _embed(
     data: DataConfig,
     settings: EvaluationConfig,
     world: World,
+    tasks: TaskHeads,
 ) -> Embedded:
     workers = pick_workers(data.workers, world.size, world.device)
     if subject.model is not None:
@@ -252,7 +258,7 @@ def _embed(
     if subject.embedder is None:
         return pixel_vectors(source, table, data.size, workers, data.on_corrupt)
     return embed_images(
-        subject.embedder.to(world.device),
+        tasks.watching(subject.embedder.to(world.device)),
         source,
         table,
         world=world,

@@ -10,12 +10,14 @@ from typing import Any
 from metricid.cli.model import ONNX_SUFFIX, onnx_options, open_model
 from metricid.config import DataConfig, EvaluationConfig, RunConfig, apply_overrides, find_recipe, read_recipe
 from metricid.data.factory import SYNTHETIC, Splits, build_splits
+from metricid.data.manifest import Manifest
 from metricid.errors import InputError
 from metricid.models.embedder import Embedder
 from metricid.models.inference import InferenceModel, embedder_fingerprint
 from metricid.training.build import build_embedder, check_recipe
 from metricid.training.checkpoint import load_embedder, open_checkpoint, seed_everything
 from metricid.training.distributed import World
+from metricid.training.tasks import TaskHeads
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Subject:
         settings: of its recipe; None for an ONNX file without one.
         embedder: of a checkpoint.
         model: of an ONNX file.
+        tasks: heads of a checkpoint beside the identity.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Subject:
     settings: EvaluationConfig | None
     embedder: Embedder | None = None
     model: InferenceModel | None = None
+    tasks: TaskHeads | None = None
 
     @property
     def fingerprint(self) -> str | None:
@@ -60,6 +64,29 @@ def open_subject(options: argparse.Namespace, path: Path, world: World) -> Subje
     return _baseline(options) if options.baseline else _trained(path, options.overrides)
 
 
+def pick_tasks(options: argparse.Namespace, subject: Subject, table: Manifest) -> TaskHeads:
+    """The task heads to evaluate: those whose columns the table has, unless `--tasks` says otherwise.
+
+    Raises:
+        InputError: they are asked for, and the subject or the table lacks them.
+    """
+    tasks = subject.tasks or TaskHeads([])
+    if options.tasks is False or not (tasks.heads or options.tasks):
+        return TaskHeads([])
+    if not tasks.heads:
+        what = "an ONNX file" if subject.model is not None else "a baseline" if options.baseline else None
+        raise InputError(
+            f"--tasks: {options.subject} has no task heads; "
+            + (f"{what} has none, evaluate the run itself" if what else "its objective names no task")
+        )
+    missing = tasks.missing(table)
+    if missing and options.tasks:
+        raise InputError(f"--tasks: {table.name} has no column {missing[0]!r}")
+    if missing:
+        warn(f"{table.name}: has no column {', '.join(map(repr, missing))}; tasks that need it are left out")
+    return tasks.available(table)
+
+
 def _onnx(options: argparse.Namespace, path: Path, world: World) -> Subject:
     """An ONNX file, with the recipe that is to count for it."""
     if world.distributed:
@@ -83,7 +110,9 @@ def _trained(path: Path, overrides: list[str]) -> Subject:
     checkpoint, state = open_checkpoint(path, warn)
     config = _stored_recipe(state, checkpoint, overrides)
     name = f"{config.name} ({checkpoint.name})"
-    return Subject(name, config.data, config.evaluation, load_embedder(state, checkpoint))
+    embedder = load_embedder(state, checkpoint)
+    tasks = TaskHeads.load(state, embedder, checkpoint)
+    return Subject(name, config.data, config.evaluation, embedder, tasks=tasks)
 
 
 def warn(line: str) -> None:

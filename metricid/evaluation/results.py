@@ -24,6 +24,7 @@ class ProtocolResult:
         intervals: metric -> 95% bootstrap interval.
         unsupported: metrics the number of impostor pairs cannot support.
         subject: what was evaluated: a model, a baseline.
+        units: measures that are no rates, with their unit or ''.
     """
 
     protocol: str
@@ -35,6 +36,7 @@ class ProtocolResult:
     intervals: dict[str, Interval] = field(default_factory=dict)
     unsupported: list[str] = field(default_factory=list)
     subject: str = ""
+    units: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for `json.dumps`: curves of at most 500 points, an infinite threshold as None."""
@@ -46,6 +48,7 @@ class ProtocolResult:
             "counts": dict(self.counts),
             "intervals": {k: list(v) for k, v in self.intervals.items()},
             "unsupported": list(self.unsupported),
+            "units": dict(self.units),
             "notes": list(self.notes),
             "curves": {k: v.to_json() for k, v in self.curves.items()},
         }
@@ -55,6 +58,8 @@ class ProtocolResult:
         if name not in self.metrics:
             return ""
         value = self.metrics[name]
+        if name in self.units:
+            return f"{value:.4g} {self.units[name]}".rstrip()
         text = f"{value:.4f}" if name.startswith("threshold") else f"{100 * value:.2f}%"
         if name in self.unsupported:
             text += "*"

@@ -145,9 +145,7 @@ class DomainConfusion(SideTerm):
 
     def at(self, moment: Moment) -> Tensor:
         """The loss over the images of all ranks that have a value; 0 with a graph if none has."""
-        x, domains = moment.x, _column(moment, self.column)
-        if moment.gather is not None:  # ranks may know unlike numbers of values
-            x, domains = moment.gather(x, domains)
+        x, domains = _joined(moment, self.column)
         known = domains >= 0
         if not known.any():
             return _nothing(x, self.loss)
@@ -167,11 +165,10 @@ class CategoryTask(SideTerm):
         self.loss, self.column = loss, column
 
     def at(self, moment: Moment) -> Tensor:
-        """The loss over the images that have a value; 0 with a graph if none has."""
-        classes = _column(moment, self.column)
+        """The loss over the images of all ranks that have a value; 0 with a graph if none has."""
+        x, classes = _joined(moment, self.column)
         known = classes >= 0
-        x = moment.x[known]
-        return self.loss(x, classes[known]) if len(x) else _nothing(moment.x, self.loss)
+        return self.loss(x[known], classes[known]) if known.any() else _nothing(x, self.loss)
 
     def predict(self, x: Tensor) -> Tensor:
         """[B, C] probabilities of the classes."""
@@ -191,9 +188,9 @@ class AttributeTask(SideTerm):
         self.loss, self.column = loss, column
 
     def at(self, moment: Moment) -> Tensor:
-        """The loss over the known values; 0 with a graph if there is none."""
-        target = _column(moment, self.column)
-        return self.loss(moment.x, target.nan_to_num(), ~target.isnan())
+        """The loss over the known values of all ranks; 0 with a graph if there is none."""
+        x, target = _joined(moment, self.column)
+        return self.loss(x, target.nan_to_num(), ~target.isnan())
 
     def predict(self, x: Tensor) -> Tensor:
         """[B, A] probabilities."""
@@ -226,10 +223,10 @@ class NumberTask(SideTerm):
         self.register_buffer("std", torch.tensor(float(std)))
 
     def at(self, moment: Moment) -> Tensor:
-        """The loss in standard deviations, over the known values; 0 with a graph if there is none."""
-        target = _column(moment, self.column)
+        """The loss in standard deviations, over the known values of all ranks; 0 with a graph if none is."""
+        x, target = _joined(moment, self.column)
         known = ~target.isnan()
-        return self.loss(self._standard(moment.x), (target.nan_to_num() - self.mean) / self.std, known)
+        return self.loss(self._standard(x), (target.nan_to_num() - self.mean) / self.std, known)
 
     def predict(self, x: Tensor) -> Tensor:
         """[B] values in the column's unit."""
@@ -245,6 +242,12 @@ def _logits_of(moment: Moment, name: str) -> Tensor:
     """[B, C] of a term, from what that term reads."""
     term = moment.terms[name]
     return cast(Classifier, term.loss).logits(moment.places[term.on])
+
+
+def _joined(moment: Moment, column: str) -> tuple[Tensor, Tensor]:
+    """Vectors and values of all ranks, which may know unlike numbers of values."""
+    x, values = moment.x, _column(moment, column)
+    return (x, values) if moment.gather is None else moment.gather(x, values)
 
 
 def _column(moment: Moment, name: str) -> Tensor:

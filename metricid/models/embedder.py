@@ -119,17 +119,18 @@ class Embedder(nn.Module):
         features = self.reduction(self._pool(x))
         return EmbedderOutput(features, self.neck(features))
 
-    def embed(self, images: Tensor, *, flip: bool = False) -> Tensor:
+    def embed(self, images: Tensor, *, flip: bool = False, output: EmbedderOutput | None = None) -> Tensor:
         """What search and evaluation use: the `output` of the configuration, not normalised.
 
         Args:
             images: as in `forward`.
             flip: add that of the mirrored images, f(x) + f(flip x), as face benchmarks do.
+            output: what `forward` gives for these images, if that is known already.
 
         Returns:
             float32 [B, `output_dim`].
         """
-        vectors = getattr(self(images), self.config.output).float()
+        vectors = getattr(self(images) if output is None else output, self.config.output).float()
         if flip:
             mirrored = images.flip(2 if images.dtype == torch.uint8 else 3)
             vectors = vectors + getattr(self(mirrored), self.config.output).float()

@@ -149,6 +149,7 @@ def _result(entry: Mapping[str, Any]) -> ProtocolResult:
         {str(k): (float(low), float(high)) for k, (low, high) in entry["intervals"].items()},
         [str(name) for name in entry["unsupported"]],
         str(entry["subject"]),
+        {str(name): str(unit) for name, unit in entry.get("units", {}).items()},
     )
 
 

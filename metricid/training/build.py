@@ -126,6 +126,8 @@ def build_run(config: RunConfig, world: World) -> Run:
     )
     embedder = build_embedder(config)
     side = build_side(config, splits.train, label_map, world.device, precision)
+    if splits.test is not None:
+        side.columns.encode(splits.test)  # a value that cannot be read is told before the training, not after
     try:
         objective = Objective.from_config(
             config.objective,

@@ -27,6 +27,7 @@ class ColumnRule:
         counts: training images of each class.
         mean: of the training values of a number.
         std: of the same.
+        shares: of yes among the known training values of each attribute.
     """
 
     kind: Literal["category", "attributes", "number"]
@@ -35,6 +36,7 @@ class ColumnRule:
     counts: tuple[int, ...] = ()
     mean: float = 0.0
     std: float = 1.0
+    shares: tuple[float, ...] = ()
 
     def encode(self, manifest: Manifest) -> Tensor:
         """The values of all rows.
@@ -46,7 +48,7 @@ class ColumnRule:
         Raises:
             InputError: a column is missing, or a value is not of the kind; names the first such row.
         """
-        texts = [_texts(manifest, name) for name in self.names]
+        texts = self.texts(manifest)
         if self.kind == "category":
             place = {name: i for i, name in enumerate(self.classes)}
             return torch.tensor([place.get(text, -1) for text in texts[0]], dtype=torch.int64)
@@ -57,6 +59,14 @@ class ColumnRule:
         ]
         array = torch.tensor(np.array(values, np.float32).T)
         return array if self.kind == "attributes" else array[:, 0]
+
+    def texts(self, manifest: Manifest) -> list[list[str]]:
+        """The cells of each column, '' for an empty one.
+
+        Raises:
+            InputError: a column is missing.
+        """
+        return [_texts(manifest, name) for name in self.names]
 
     @classmethod
     def learn(cls, kind: str, names: Sequence[str], manifest: Manifest) -> "ColumnRule":
@@ -70,7 +80,7 @@ class ColumnRule:
             known = [text for text in _texts(manifest, names[0]) if text]
             classes, counts = np.unique(np.array(known, object).astype(str), return_counts=True)
             if len(classes) < 2:
-                held = "is empty" if len(classes) == 0 else f"holds {classes[0]!r} alone"
+                held = "is empty" if len(classes) == 0 else f"holds {str(classes[0])!r} alone"
                 raise InputError(
                     f"objective: column {where} of the training images {held}; it needs two classes"
                 )
@@ -81,7 +91,7 @@ class ColumnRule:
             for name, column in zip(names, values.T, strict=True):
                 if bool(column.isnan().all()):
                     raise InputError(f"objective: column {name} of the training images is empty")
-            return rule
+            return cls("attributes", tuple(names), shares=tuple(values.nanmean(dim=0).tolist()))
         given = values[~values.isnan()].double()
         if len(given) < 2 or float(given.std()) == 0:
             held = f"holds {len(given)} values" if len(given) < 2 else f"is {float(given[0]):g} throughout"

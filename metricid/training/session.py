@@ -21,6 +21,7 @@ from metricid.training.distributed import World, barrier, gather_objects
 from metricid.training.embedding import Embedded
 from metricid.training.run_folder import check_same_recipe, write_environment, write_json, write_recipe
 from metricid.training.run_page import NO_TEST, REPORT, run_material, write_page
+from metricid.training.tasks import TaskHeads
 from metricid.training.trainer import Trainer
 from metricid.training.validation import (
     embed_for_protocols,
@@ -84,7 +85,9 @@ def _conclude(run: Run, trainer: Trainer, folder: Path) -> Outcome:
     if test is not None:
         source, data, options = run.splits.source, config.data, config.evaluation
         embedder = load_embedder(state, checkpoint).to(world.device)
-        embedded = embed_for_protocols(embedder, source, test, data, options, world, run.precision)
+        tasks = TaskHeads.load(state, embedder, checkpoint)
+        watched = tasks.watching(embedder)
+        embedded = embed_for_protocols(watched, source, test, data, options, world, run.precision)
         name = f"{config.name} ({checkpoint.name})"
         results += run_protocols(embedded, options, subject=name, how=flip_text(options))
         for baseline in options.baselines:
@@ -96,6 +99,7 @@ def _conclude(run: Run, trainer: Trainer, folder: Path) -> Outcome:
                 results += evaluate_model(
                     embedder, source, test, data, options, world, run.precision, "untrained network"
                 )
+        results += tasks.results(embedded.table, world, name)
     seconds = position.train_seconds
     values = {
         "run": str(folder),

@@ -318,3 +318,49 @@ def test_ribbon_of_a_straight_line_is_a_rectangle():
     assert np.allclose(
         sorted(map(tuple, outline.round(6))), sorted((x, y) for x in (0, 1, 3) for y in (-0.25, 0.25))
     )
+
+
+def test_attributes_say_what_is_drawn_and_some_cells_are_empty():
+    options = {"identities": 60, "images": 3, "size": (64, 32)}
+    plain = SyntheticPedestrians(**options)
+    told = SyntheticPedestrians(**options, attributes=True)
+    names = ("color", "bag", "hat", "skirt", "bare_legs", "carries", "height")
+    assert set(told.manifest().table.column_names) == {"path", "identity", "camera", "mask", *names}
+    assert told.paths() == plain.paths()
+    for name in names:
+        values = told.manifest().column(name).reshape(60, 3)
+        assert (values == values[:, :1]).all(), "of the person, not of the picture"
+        assert len(set(values[:, 0])) > 1 and "" not in values
+    carries, bag = (told.manifest().column(name) for name in ("carries", "bag"))
+    assert ((carries == "1") == (bag != "none")).all()
+    holes = SyntheticPedestrians(**options, attributes=True, missing=0.3).manifest()
+    for name in (*names, "mask"):
+        empty = holes.column(name) == ""
+        assert 0.15 < empty.mean() < 0.45
+        assert (holes.column(name) == told.manifest().column(name))[~empty].all()
+    assert holes == SyntheticPedestrians(**options, attributes=True, missing=0.3).manifest()
+
+
+def test_the_mask_is_where_the_person_hides_the_ground():
+    people = SyntheticPedestrians(identities=12, images=3, size=(64, 32), attributes=True)
+    shares = []
+    for path, mask in zip(people.paths(), people.manifest().column("mask"), strict=True):
+        assert mask in people and mask != path
+        pixels = people.read(mask)
+        assert pixels.shape == people.read(path).shape and set(np.unique(pixels)) <= {0, 255}
+        shares.append((pixels[:, :, 0] == 255).mean())
+        assert (pixels == people.read(mask)).all()
+    assert min(shares) > 0.05 and max(shares) < 0.6
+    assert "nobody/mask" not in people
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attributes": True, "missing": 1.0}, "missing must be a share"),
+        ({"missing": 0.5}, "missing is for the cells of attributes"),
+    ],
+)
+def test_shares_of_missing_cells_that_make_no_sense(options, message):
+    with pytest.raises(InputError, match=message):
+        SyntheticPedestrians(**options)

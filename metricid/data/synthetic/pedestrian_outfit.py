@@ -1,5 +1,6 @@
 """What belongs to a pedestrian: build, skin, hair, clothes, shoes, bag. Lengths are in body heights."""
 
+import colorsys
 from dataclasses import dataclass
 
 from metricid.data.synthetic.drawing import Colour, Dice, blend, hsv
@@ -100,6 +101,34 @@ def choose_outfit(seed: int, identity: int) -> Outfit:
     )
     head = Head(style, hair_colour(dice), cloth_colour(dice), dice.chance(0.2))
     return Outfit(build, head, _top(dice), _bottom(dice), _bag(dice))
+
+
+def colour_name(colour: Colour) -> str:
+    """The everyday word for a colour, one of eight."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(part / 255 for part in colour))
+    if value < 0.28:
+        return "black"
+    if saturation < 0.2:
+        return "white" if value > 0.8 else "grey"
+    ends = ((0.05, "red"), (0.19, "yellow"), (0.45, "green"), (0.7, "blue"), (0.92, "purple"), (1.01, "red"))
+    return next(name for end, name in ends if hue < end)
+
+
+def describe(outfit: Outfit) -> dict[str, str]:
+    """What a witness might say of a person, by column of a manifest."""
+    head, bottom = outfit.head, outfit.bottom
+    yes_or_no = {
+        "hat": head.style in ("cap", "hood"),
+        "skirt": bottom.kind == "skirt" or outfit.top.flare > 0.03,  # or a dress
+        "bare_legs": bottom.kind != "trousers",
+        "carries": outfit.bag.kind != "none",
+    }
+    return {
+        "color": colour_name(outfit.top.main),
+        "bag": outfit.bag.kind,
+        **{name: str(int(value)) for name, value in yes_or_no.items()},
+        "height": f"{175 * outfit.build.tall:.1f}",
+    }
 
 
 def cloth_colour(dice: Dice) -> Colour:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
+from metricid.data.manifest import Manifest
 from metricid.data.synthetic.drawing import (
     Colour,
     Dice,
@@ -23,10 +24,12 @@ from metricid.data.synthetic.drawing import (
     to_subpixels,
 )
 from metricid.data.synthetic.pedestrian_figure import Figure, View
-from metricid.data.synthetic.pedestrian_outfit import choose_outfit
+from metricid.data.synthetic.pedestrian_outfit import choose_outfit, describe
 from metricid.data.synthetic.source import SyntheticSource
+from metricid.errors import InputError
 
 _outfit = lru_cache(maxsize=4096)(choose_outfit)
+_MASK = "/mask"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class SyntheticPedestrians(SyntheticSource):
         size: (height, width) in pixels.
         cameras: how many cameras.
         first_identity: number of the first person, so that two sources of one seed can have different people.
+        attributes: add columns to the manifest that say what the person looks like: `color` (of the clothes
+            above), `bag`, `hat`, `skirt`, `bare_legs`, `carries` (1 or 0), `height` (in cm), and `mask`, the
+            path of an image that is white where the person is.
+        missing: share of these cells that is empty, chosen at random, but the same for one seed.
 
     Raises:
         InputError: an option is out of range.
@@ -79,9 +86,41 @@ class SyntheticPedestrians(SyntheticSource):
         size: tuple[int, int] = (128, 64),
         cameras: int = 6,
         first_identity: int = 0,
+        attributes: bool = False,
+        missing: float = 0.0,
     ) -> None:
         super().__init__(seed, identities, images, size, first_identity)
         self.cameras = self._whole("cameras", cameras, (1, 1000))
+        if not 0 <= missing < 1:
+            raise InputError(f"{self.kind}: missing must be a share from 0 to below 1, not {missing!r}")
+        if missing and not attributes:
+            raise InputError(f"{self.kind}: missing is for the cells of attributes; set attributes: true")
+        self.attributes, self.missing = attributes, missing
+
+    def manifest(self) -> Manifest:
+        """As of the base class, with the columns of `attributes`."""
+        table = super().manifest()
+        if not self.attributes:
+            return table
+        columns: dict[str, list[str]] = {}
+        for identity in self._numbers():
+            said = describe(_outfit(self.seed, identity))
+            for image in range(self.images):
+                cells = {**said, "mask": self.path(identity, image) + _MASK}
+                dice = Dice(0x3155, self.seed, identity, image)
+                for name, cell in cells.items():
+                    columns.setdefault(name, []).append("" if dice.chance(self.missing) else cell)
+        for name, values in columns.items():
+            table = table.with_column(name, values)
+        return table
+
+    def read(self, path: str) -> np.ndarray:
+        """As of the base class; also the mask of an image, grey as RGB."""
+        found = self._find(path.removesuffix(_MASK)) if path.endswith(_MASK) else None
+        return super().read(path) if found is None else self.draw_mask(*found)
+
+    def __contains__(self, path: object) -> bool:
+        return super().__contains__(path.removesuffix(_MASK) if isinstance(path, str) else path)
 
     def camera(self, identity: int, image: int) -> int:
         """The camera, counted from 0, that took an image."""
@@ -91,19 +130,10 @@ class SyntheticPedestrians(SyntheticSource):
         """See the base class."""
         camera = _camera(self.seed, self.camera(identity, image))
         dice = Dice(0x9EDE, self.seed, identity, image)
-        height, width = self.size
+        height, _ = self.size
         canvas = _street(camera, dice, self.size)
-
-        scale = 0.9 * min(height, 2.0 * width) * camera.zoom * (1 + dice.around(0.1))
-        view = View(
-            turn=dice.between(-pi, pi),
-            stride=dice.between(-1.0, 1.0),
-            look=dice.around(0.6),
-            lean=dice.around(0.05),
-            scale=scale,
-            x=width * (0.5 + dice.around(0.14)),
-            y=height * 0.5 + scale * (0.49 + dice.around(0.06)),
-        )
+        view = _view(camera, dice, self.size)
+        scale = view.scale
         outfit = _outfit(self.seed, identity)
         shadow = np.array([[view.x, view.y], [view.x + camera.sun * 0.3 * scale, view.y - 0.03 * scale]])
         fill(canvas, [to_subpixels(ribbon(shadow, 0.09 * scale))], shade(camera.ground[0], 0.45))
@@ -120,6 +150,23 @@ class SyntheticPedestrians(SyntheticSource):
         canvas = expose(canvas, (red, green, blue), camera.gamma * (1 + dice.around(0.12)))
         blur = max(0.0, camera.blur + dice.around(0.3)) * height / 128
         return sense(canvas, dice, blur, camera.noise, 0.5 if dice.chance(0.1) else 1.0)
+
+    def draw_mask(self, identity: int, image: int) -> np.ndarray:
+        """uint8 [H, W, 3]: 255 where the person is seen in the picture of the same numbers, 0 elsewhere."""
+        camera = _camera(self.seed, self.camera(identity, image))
+        dice = Dice(0x9EDE, self.seed, identity, image)
+        canvas = _street(camera, dice, self.size)
+        view = _view(camera, dice, self.size)
+        # Where the same figure on black and on white looks alike, it covers the ground.
+        grounds = np.zeros_like(canvas), np.full_like(canvas, 255)
+        for ground in grounds:
+            Figure(ground, _outfit(self.seed, identity), view).draw()
+        seen = cv2.absdiff(*grounds)[:, :, 0] < 128
+        if dice.chance(0.2):
+            covered = np.zeros_like(canvas)
+            _occlude(covered, dice, view, (255, 255, 255))
+            seen &= covered[:, :, 0] < 128
+        return np.repeat(np.where(seen, 255, 0).astype(np.uint8)[:, :, None], 3, axis=2)
 
     def _stem(self) -> str:
         return f"{self.kind}-v{self.version}/s{self.seed}/c{self.cameras}/{self.size[0]}x{self.size[1]}"
@@ -169,10 +216,25 @@ def _street(camera: _Camera, dice: Dice, size: tuple[int, int]) -> np.ndarray:
     return canvas
 
 
-def _occlude(canvas: np.ndarray, dice: Dice, view: View) -> None:
-    """A post, a hedge, or the edge of another person."""
+def _view(camera: _Camera, dice: Dice, size: tuple[int, int]) -> View:
+    height, width = size
+    scale = 0.9 * min(height, 2.0 * width) * camera.zoom * (1 + dice.around(0.1))
+    return View(
+        turn=dice.between(-pi, pi),
+        stride=dice.between(-1.0, 1.0),
+        look=dice.around(0.6),
+        lean=dice.around(0.05),
+        scale=scale,
+        x=width * (0.5 + dice.around(0.14)),
+        y=height * 0.5 + scale * (0.49 + dice.around(0.06)),
+    )
+
+
+def _occlude(canvas: np.ndarray, dice: Dice, view: View, paint: Colour | None = None) -> None:
+    """A post, a hedge, or the edge of another person; in a colour of its own, or in `paint`."""
     height, width = canvas.shape[:2]
     colour = hsv(dice.one(), dice.between(0.05, 0.6), dice.between(0.15, 0.8))
+    colour = paint or colour
     kind = dice.below(3)
     if kind == 0:
         x, half = dice.between(0, width), dice.between(0.02, 0.06) * width

@@ -1,0 +1,259 @@
+"""Tasks beside the identity: missing values, whole runs, two processes, bad input."""
+
+import copy
+import json
+import os
+import signal
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from run_states import equal_but_for_the_clock, equal_to_the_bit, final_state
+from torch.testing import assert_close
+
+from metricid.cli.main import main
+from metricid.data.manifest import Manifest
+from metricid.errors import InputError
+from metricid.losses.objective import Objective
+from metricid.losses.recipe import Column
+from metricid.losses.term import Side
+from metricid.training import trainer
+from metricid.training.build import check_recipe
+from metricid.training.columns import Columns
+from metricid.training.distributed import start_world, stop_world
+from metricid.training.session import train
+from metricid.training.signals import Stopped
+
+TASKS = {
+    "category": {"task": "category", "column": "color"},
+    "focal": {"task": "category", "column": "color", "loss": "focal"},
+    "attributes": {"task": "attributes", "columns": ["hat", "bag"]},
+    "number": {"task": "number", "column": "age"},
+}
+FACTS = {"color": Column((3, 2, 1)), "hat,bag": Column(), "age": Column((), 30.0, 10.0)}
+VALUES = {
+    "color": torch.tensor([0, -1, 2, 1, -1, 0]),
+    "hat,bag": torch.tensor([[1, 0], [np.nan, np.nan], [0, 1], [1, 1], [np.nan, np.nan], [0, 0]]).float(),
+    "age": torch.tensor([20.0, np.nan, 30, 60, np.nan, 41]),
+}
+KNOWN = torch.tensor([True, False, True, True, False, True])
+
+
+def loss_of(task, x, values):
+    torch.manual_seed(0)
+    objective = Objective.from_config(
+        [TASKS[task]], num_classes=2, feature_dim=4, embedding_dim=4, columns=FACTS
+    )
+    output = objective(x, x, torch.zeros(len(x), dtype=torch.int64), 0.5, side=Side(columns=values))
+    output.total.backward()
+    return output.total.detach(), [p.grad for p in objective.parameters()]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_missing_values_leave_the_loss_of_the_known_rows_and_no_gradient(task):
+    x = torch.randn(6, 4, requires_grad=True)
+    loss, gradients = loss_of(task, x, VALUES)
+    rows = x.detach()[KNOWN].requires_grad_()
+    expected, expected_gradients = loss_of(task, rows, {key: v[KNOWN] for key, v in VALUES.items()})
+    assert_close(loss, expected)
+    assert_close(gradients, expected_gradients)
+    assert_close(x.grad[KNOWN], rows.grad)
+    assert x.grad[KNOWN].abs().sum() > 0
+    assert (x.grad[~KNOWN] == 0).all()
+    nothing, gradients = loss_of(
+        task, x.detach().requires_grad_()[~KNOWN], {k: v[~KNOWN] for k, v in VALUES.items()}
+    )
+    assert nothing == 0
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+def with_tasks(small):
+    """Generated people, small and few, whose columns are tasks."""
+    small.set(
+        data__train="synthetic_pedestrians",
+        data__size=[32, 16],
+        data__options={"identities": 16, "images": 6, "attributes": True, "missing": 0.3},
+        data__augment={"preset": "reid"},
+        balance={"name": "uncertainty"},
+        objective=[
+            {"loss": "softmax"},
+            {"task": "category", "column": "color", "loss": "focal", "weight": 0.3},
+            {"task": "attributes", "columns": ["hat", "carries"], "on": "features", "weight": 0.3},
+            {"task": "number", "column": "height", "weight": {"linear": [0.1, 0.3]}},
+        ],
+    )
+    return small
+
+
+def test_a_run_measures_its_tasks_and_evaluate_finds_the_same(small, capsys):
+    outcome = with_tasks(small).train()
+    results = {r["protocol"]: r for r in outcome.values["results"] if r["subject"].startswith("small")}
+    assert list(results) == ["identification", "category", "attributes", "number"]
+    test = Manifest.read(small.run / "manifests" / "test.csv")
+    missing = {name: int((test.column(name) == "").sum()) for name in ("color", "hat", "carries", "height")}
+    assert results["category"]["counts"]["missing"] == missing["color"] > 0
+    assert results["attributes"]["counts"]["missing"] == missing["hat"] + missing["carries"]
+    assert results["number"]["counts"] == {
+        "known": len(test) - missing["height"],
+        "missing": missing["height"],
+    }
+    guess = next(r for r in outcome.values["results"] if r["subject"] == "training mean")
+    train_heights = Manifest.read(small.run / "manifests" / "train.csv").column("height")
+    mean = np.mean([float(text) for text in train_heights if text])
+    known = np.array([float(text) for text in test.column("height") if text])
+    assert guess["metrics"]["MAE"] == pytest.approx(np.abs(known - mean).mean(), rel=1e-5)
+    page = (small.run / "report.html").read_text()
+    assert "balanced accuracy" in page and "RMSE" in page
+    capsys.readouterr()
+    assert main(["evaluate", str(small.run), "--json", "--tasks", "--precision", "fp32"]) == 0
+    again = json.loads(capsys.readouterr().out)["results"]
+    assert [r["metrics"] for r in again] == [r["metrics"] for r in outcome.values["results"]]
+    assert main(["evaluate", str(small.run), "--json", "--no-tasks"]) == 0
+    assert [r["protocol"] for r in json.loads(capsys.readouterr().out)["results"]] == ["identification"]
+
+
+def test_other_data_is_measured_by_the_words_of_the_training(small, capsys):
+    with_tasks(small).train()
+    other = ["evaluate", str(small.run), "--layout", "synthetic_pedestrians", "--option", "identities=5"]
+    other += ["--option", "images=4", "--option", "seed=3", "--json", "--protocol", "identification"]
+    assert main(other) == 0
+    out, err = capsys.readouterr()
+    assert [r["protocol"] for r in json.loads(out)["results"]] == ["identification"]
+    assert "has no column 'color', 'hat', 'carries', 'height'; tasks that need it are left out" in err
+    assert main([*other, "--tasks"]) == 2
+    assert "--tasks: manifest has no column 'color'" in capsys.readouterr().err
+    assert main([*other, "--option", "attributes=true"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    category = next(r for r in results if r["protocol"] == "category")
+    stored = final_state(small.run)["columns"]["color"]
+    table = Manifest.read(small.run / "manifests" / "train.csv").column("color")
+    assert stored["classes"] == sorted(set(table) - {""})
+    assert category["counts"]["known"] == 20
+    assert main([*other, "--recipe", "x"]) == 2
+
+
+def test_what_has_no_heads_says_so(small, capsys):
+    small.train()
+    assert main(["evaluate", str(small.run), "--tasks"]) == 2
+    assert "has no task heads; its objective names no task" in capsys.readouterr().err
+    assert main(["evaluate", str(small.run), "--tasks", "--baseline", "pixels"]) == 2
+    assert "a baseline has none, evaluate the run itself" in capsys.readouterr().err
+    stored = str(small.run / "e.parquet")
+    assert main(["evaluate", str(small.run), "--save-embeddings", stored]) == 0
+    assert main(["evaluate", stored, "--tasks"]) == 2
+    assert "--tasks is for images, these are stored embeddings" in capsys.readouterr().err
+
+
+def test_a_run_with_tasks_continues_to_the_bit(small):
+    with_tasks(small).set(name="whole").train()
+    whole = final_state(small.run)
+    small.set(name="parts")
+    with pytest.MonkeyPatch.context() as patch:
+        step = trainer.Trainer._step
+
+        def stopping(self, *arguments):
+            step(self, *arguments)
+            if self.position.step == 3:
+                self.stop.number = signal.SIGTERM
+
+        patch.setattr(trainer.Trainer, "_step", stopping)
+        with pytest.raises(Stopped):
+            small.train()
+    small.train()
+    equal_but_for_the_clock(whole, final_state(small.run))
+    equal_to_the_bit(whole["columns"], final_state(small.run)["columns"])
+
+
+def rank_main(rank, port, values):
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    world = start_world("cpu")
+    train(check_recipe(values, "two.yaml"), world)
+    stop_world()
+
+
+@pytest.mark.timeout(180)
+def test_two_processes_end_as_one_on_the_joined_batch(small):
+    with_tasks(small).set(
+        optim={"name": "sgd", "lr": 0.02},
+        train={"images": 32, "precision": "fp32"},
+        evaluation__every=0,
+        name="one",
+    )
+    one = small.train().values
+    expected = final_state(small.run)
+    small.set(name="two")
+    small.values["data"]["sampler"]["identities"] //= 2
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(rank_main, (port, copy.deepcopy(small.values)), nprocs=2)
+    found = final_state(small.run)
+    for part in ("model", "objective"):
+        for name, value in expected[part].items():
+            assert_close(found[part][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    two = json.loads((small.run / "results.json").read_text())
+    for first, second in zip(one["results"], two["results"], strict=True):
+        assert first["counts"] == second["counts"]
+
+
+PEOPLE = {
+    "path": [f"{i}.png" for i in range(4)],
+    "identity": ["ann", "ann", "bob", "bob"],
+    "color": ["red", "", "blue", "red"],
+    "age": ["20", "", "31.5", "1e1"],
+    "hat": ["1", "", "No", "yes"],
+}
+
+
+@pytest.mark.parametrize(
+    ("term", "changes", "message"),
+    [
+        ({"task": "category", "column": "colour"}, {}, "has no column 'colour', which the objective names"),
+        (
+            {"task": "number", "column": "age"},
+            {"age": ["1", "abc", "3", ""]},
+            "age of 1.png is 'abc', not a number",
+        ),
+        ({"task": "number", "column": "age"}, {"age": ["1", "inf", "3", ""]}, "age of 1.png is 'inf'"),
+        (
+            {"task": "number", "column": "age"},
+            {"age": ["3", "", "3", "3"]},
+            "is 3 throughout; nothing to learn",
+        ),
+        ({"task": "number", "column": "age"}, {"age": ["3", "", "", ""]}, "holds 1 values; nothing to learn"),
+        (
+            {"task": "attributes", "columns": ["hat"]},
+            {"hat": ["1", "0", "maybe", ""]},
+            "hat of 2.png is 'maybe'",
+        ),
+        (
+            {"task": "attributes", "columns": ["hat"]},
+            {"hat": [""] * 4},
+            "column hat of the training images is empty",
+        ),
+        ({"task": "category", "column": "color"}, {"color": ["red", "", "red", ""]}, "holds 'red' alone"),
+        ({"task": "category", "column": "color"}, {"color": [""] * 4}, "is empty; it needs two classes"),
+    ],
+)
+def test_columns_that_cannot_be_learned_are_one_line(term, changes, message):
+    with pytest.raises(InputError) as caught:
+        Columns.learn([term], Manifest.from_columns(**(PEOPLE | changes)))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_columns_become_numbers():
+    terms = [TASKS["category"], {"task": "attributes", "columns": ["hat"]}, TASKS["number"]]
+    columns = Columns.learn(terms, Manifest.from_columns(**PEOPLE))
+    values = columns.encode(Manifest.from_columns(**(PEOPLE | {"color": ["red", "", "pink", "blue"]})))
+    assert values["color"].tolist() == [1, -1, -1, 0]
+    assert_close(values["hat"], torch.tensor([[1], [np.nan], [0], [1]]).float(), equal_nan=True)
+    assert_close(values["age"], torch.tensor([20, np.nan, 31.5, 10]).float(), equal_nan=True)
+    assert columns.rules["hat"].shares == pytest.approx((2 / 3,))
+    assert columns.rules["age"].mean == pytest.approx(20.5)
+    assert columns.rules["color"].counts == (1, 2)
+    assert Columns.from_plain(columns.plain()) == columns
