@@ -116,7 +116,8 @@ class Perturbed(SideTerm):
         logits = _logits_of(moment, self.of)
         if isinstance(self.loss, TradesLoss):
             return self.loss(model, images, moment.labels, classification=None, logits=logits)
-        return self.loss(model, images, logits)
+        alike = self.loss.batch_norm == "batch"  # else the clean logits were normalised in another way
+        return self.loss(model, images, logits if alike else None)
 
 
 class _Pipeline(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from metricid.losses import Objective
-from metricid.losses.adversarial import TradesLoss, VirtualAdversarialLoss
+from metricid.losses.adversarial import BatchNorm, TradesLoss, VirtualAdversarialLoss
 from metricid.losses.recipe import Column
 from metricid.losses.side_terms import WeightPenalty, class_vectors
 from metricid.losses.term import Side, Taught, Term
@@ -196,6 +196,14 @@ def test_virtual_adversarial_is_the_loss_of_the_whole_pipeline(place: str) -> No
     )
     assert_close(out.terms["virtual_adversarial"], expected.detach(), atol=1e-6, rtol=1e-4)
     assert expected > 1e-4
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "running"])
+def test_virtual_adversarial_compares_what_was_normalised_alike(batch_norm: BatchNorm) -> None:
+    """Without a perturbation there is no divergence."""
+    term = {"loss": "virtual_adversarial", "batch_norm": batch_norm, "epsilon": 0.0}
+    out = Case({"loss": "softmax"}, term).run()
+    assert float(out.terms["virtual_adversarial"]) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("loss", "passes"), [("virtual_adversarial", 1), ("trades", 2)])
