@@ -225,9 +225,11 @@ def term_names(terms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def needs_partner(options: Mapping[str, Any]) -> bool:
     """Whether a term is about another one."""
-    if "task" in options or options.get("of") == NETWORK:
+    if "task" in options:
         return False
-    return registry_of(options) is REGULARISERS or options["loss"] in ON_LOGITS
+    if registry_of(options) is REGULARISERS:
+        return options.get("of") != NETWORK
+    return options["loss"] in ON_LOGITS
 
 
 def partner(terms: Sequence[Mapping[str, Any]], place: int) -> int:

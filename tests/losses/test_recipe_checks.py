@@ -106,6 +106,10 @@ BAD: list[tuple[list[Any], str]] = [
         "2.of: no term 'center' with class logits (one of: softmax)",
     ),
     (
+        [ID, {"loss": "trades", "of": "network"}],
+        "1.of: no term 'network' with class logits (one of: softmax)",
+    ),
+    (
         [ID, {"loss": "regularface", "name": "me", "of": "me"}],
         "1.of: no term 'me' with class vectors (one of: softmax)",
     ),
