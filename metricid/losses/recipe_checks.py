@@ -103,7 +103,7 @@ def _loss_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
             found.append(
                 ("teacher", "is required: a run folder or checkpoint of metricid, or stored embeddings")
             )
-        if options.get("of") == NETWORK and loss not in OF_NETWORK:
+        if registry is REGULARISERS and options.get("of") == NETWORK and loss not in OF_NETWORK:
             found.append(("of", f"{loss} takes one matrix, such as the class vectors of a term; name a term"))
         if "on" in options and (registry is REGULARISERS or loss in ON_LOGITS):
             reads = "weights" if registry is REGULARISERS else "what the term with the logits reads"
