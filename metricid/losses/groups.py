@@ -28,6 +28,7 @@ class QuadrupletLoss(PairwiseLoss):
     formula: ClassVar[str] = "max(0, d_ap - d_an + margin) + max(0, d_ap - d_kl + second_margin)"
     use: ClassVar[str] = "re-ID, where triplets leave the spread of a class too large to generalise"
     source: ClassVar[str] = "Chen et al., CVPR 2017"
+    grows_squared: ClassVar[bool] = True
     function = staticmethod(quadruplet_loss)
 
     def __init__(
@@ -97,6 +98,7 @@ class AngularLoss(PairwiseLoss):
     formula: ClassVar[str] = "log(1 + sum_n exp(4 t (x_a + x_p).x_n - 2 (1 + t) x_a.x_p)), t = tan(alpha)^2"
     use: ClassVar[str] = "classes of very different spread: an angle does not depend on the scale"
     source: ClassVar[str] = "Wang et al., ICCV 2017"
+    grows_squared: ClassVar[bool] = True
     function = staticmethod(angular_loss)
 
     def __init__(self, *, alpha: float = 45.0, normalize: bool = True):

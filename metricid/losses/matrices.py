@@ -37,7 +37,8 @@ class Pairs:
         y: [M, D], the references; `x` itself where the batch is its own reference.
         labels: [B] int64.
         other_labels: [M] int64.
-        own: the batch is its own reference, and a sample no partner of itself.
+        own: the batch is its own and only reference, and a sample no partner of itself.
+        with_batch: `y` begins with the batch, and a sample is no partner of itself there.
     """
 
     x: Tensor
@@ -45,12 +46,18 @@ class Pairs:
     labels: Tensor
     other_labels: Tensor
     own: bool
+    with_batch: bool = False
+
+    @property
+    def without_self(self) -> bool:
+        """Whether reference i is anchor i, for all anchors; that pair is then no pair."""
+        return self.own or self.with_batch
 
     def masks(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Positive [R, M] and negative [R, M] bool of some anchors; self is known by its index."""
         same = self.labels[rows, None] == self.other_labels[None, :]
         negative = ~same
-        if self.own:
+        if self.without_self:
             same.diagonal(offset=rows.start or 0).fill_(False)
         return same, negative
 
@@ -82,7 +89,7 @@ class Pairs:
         if self.x.device.type != "cpu":
             return len(self.y)
         most = int(self.other_labels.unique(return_counts=True)[1].max())
-        return max(1, most - 1 if self.own else most)
+        return max(1, most - 1 if self.without_self else most)
 
     def nan_or_zero(self) -> Tensor:
         """0 with a graph; NaN where an embedding is not finite, so that it shows if nothing is counted."""
@@ -95,6 +102,7 @@ def compare(
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     *,
+    with_batch: bool = False,
     normalize: bool = False,
 ) -> Pairs:
     """Checks a batch and its references, and brings them to the dtype of the arithmetic.
@@ -105,6 +113,8 @@ def compare(
         references: [M, D], from which positives and negatives come; None for the batch itself without its
             self-pairs. Pass the batch as references to count those, too.
         reference_labels: [M] int64, with `references`.
+        with_batch: compare with the batch itself, too, without its self-pairs; M grows by B. For a memory of
+            past batches, to which it adds the present one.
         normalize: put all rows on the unit sphere.
 
     Raises:
@@ -127,7 +137,9 @@ def compare(
             )
         dtype = compute_dtype(embeddings, references)
         x, y = (_prepare(t, dtype, normalize) for t in (embeddings, references))
-        return Pairs(x, y, labels, reference_labels, own=False)
+        if with_batch:
+            y, reference_labels = torch.cat([x, y]), torch.cat([labels, reference_labels])
+        return Pairs(x, y, labels, reference_labels, own=False, with_batch=with_batch)
 
 
 class Rows(NamedTuple):

@@ -1,5 +1,6 @@
 """Losses over positive and negative pairs, as pure functions."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Pairs, Rows, compare, log_sum_and_shares, mean_over_anchors
+from metricid.losses.matrices import Rows, compare, log_sum_and_shares, mean_over_anchors
 
 ContrastiveForm = Literal["hadsell", "linear"]
 ContrastiveReduction = Literal["mean", "mean_nonzero", "pairs"]
@@ -25,6 +26,7 @@ def contrastive_loss(
     reduction: ContrastiveReduction = "mean_nonzero",
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Pulls positives together and pushes negatives beyond a margin, over all pairs of the batch.
 
@@ -44,6 +46,7 @@ def contrastive_loss(
             negative, in which the few positives of a batch of many classes weigh little.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar; a kind of pair that the batch lacks adds 0, with a graph.
@@ -56,7 +59,9 @@ def contrastive_loss(
         return _contrast(values, positive, negative, form, positive_margin, negative_margin, reduction)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         return mean_over_anchors(pairs, "distance", rows)
 
 
@@ -69,6 +74,7 @@ def snr_contrastive_loss(
     reduction: ContrastiveReduction = "mean_nonzero",
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Contrastive loss on the signal-to-noise distance (Yuan et al., CVPR 2019).
 
@@ -85,6 +91,7 @@ def snr_contrastive_loss(
         reduction: as in `contrastive_loss`.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar; a kind of pair that the batch lacks adds 0, with a graph.
@@ -104,10 +111,10 @@ def snr_contrastive_loss(
         return Rows(found.losses, found.counted, found.slopes / signal[:, None], in_signal)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels)
+        pairs = compare(embeddings, labels, references, reference_labels, with_batch=with_batch)
         x = pairs.x - pairs.x.mean(dim=1, keepdim=True)
         y = x if pairs.own else pairs.y - pairs.y.mean(dim=1, keepdim=True)
-        even = Pairs(x, y, pairs.labels, pairs.other_labels, pairs.own)
+        even = replace(pairs, x=x, y=y)
         # An embedding whose features are all equal has no signal: its distances are huge, but finite.
         signal = x.square().sum(dim=1).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
         return mean_over_anchors(even, "squared", rows, given=signal)
@@ -123,6 +130,7 @@ def multi_similarity_loss(
     epsilon: float | None = 0.1,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Multi-similarity loss with its selection of pairs (Wang et al., CVPR 2019).
 
@@ -139,6 +147,7 @@ def multi_similarity_loss(
         epsilon: slack of the selection; None uses all pairs.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over all anchors, also those without a pair, as in the paper.
@@ -161,7 +170,9 @@ def multi_similarity_loss(
         return Rows(losses, torch.ones_like(losses), slopes)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         return mean_over_anchors(pairs, "dot", rows)
 
 
@@ -173,6 +184,7 @@ def circle_loss(
     scale: float = 80.0,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Circle loss over pairs (Sun et al., CVPR 2020).
 
@@ -187,6 +199,7 @@ def circle_loss(
         scale: gamma.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors that have a positive and a negative; 0 with a graph where none has.
@@ -207,7 +220,9 @@ def circle_loss(
         return Rows(F.softplus(gap).where(known, 0.0), known, slopes)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         return mean_over_anchors(pairs, "dot", rows)
 
 
@@ -222,6 +237,7 @@ def distance_margin_loss(
     normalize: bool = True,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Margin loss around a learned boundary, with distance-weighted sampling (Wu et al., ICCV 2017).
 
@@ -243,6 +259,7 @@ def distance_margin_loss(
         normalize: put the embeddings on the unit sphere first, which 'distance_weighted' supposes.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar; 0 with a graph where no pair has a loss.
@@ -251,7 +268,9 @@ def distance_margin_loss(
         ValueError: shapes disagree.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         own = (beta.expand(len(labels)) if len(beta) == 1 else beta[labels]).to(pairs.x.dtype)
         dim = embeddings.shape[1]
 

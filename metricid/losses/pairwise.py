@@ -11,11 +11,13 @@ class PairwiseLoss(nn.Module):
 
     Attributes:
         pairwise: tells the objective to join the batches of all ranks first.
+        grows_squared: references are compared with each other, so that M of them cost M^2; refuses memories.
         function: maps (embeddings, labels, references, reference_labels, **options) to a scalar.
         options: the keyword arguments for `function`.
     """
 
     pairwise: ClassVar[bool] = True
+    grows_squared: ClassVar[bool] = False
     function: ClassVar[Callable[..., Tensor]]
 
     def __init__(self, **options: Any):
@@ -28,6 +30,8 @@ class PairwiseLoss(nn.Module):
         labels: Tensor,
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
+        *,
+        with_batch: bool = False,
     ) -> Tensor:
         """Loss of embeddings [B, D] with labels [B] int64.
 
@@ -37,9 +41,15 @@ class PairwiseLoss(nn.Module):
             references: [M, D] that the anchors are compared with, such as a memory; gradients reach those
                 that require them. None compares the batch with itself, without self-pairs.
             reference_labels: [M] int64.
+            with_batch: compare with the batch itself beside the references, without self-pairs.
         """
         return type(self).function(
-            embeddings, labels, references=references, reference_labels=reference_labels, **self.options
+            embeddings,
+            labels,
+            references=references,
+            reference_labels=reference_labels,
+            with_batch=with_batch,
+            **self.options,
         )
 
     def extra_repr(self) -> str:

@@ -20,6 +20,7 @@ def ranked_list_loss(
     balance: float = 0.5,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Ranked list loss (Wang et al., CVPR 2019).
 
@@ -38,6 +39,7 @@ def ranked_list_loss(
         balance: lambda in [0, 1], the share of the negatives.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over all anchors; a side without such pairs adds 0.
@@ -55,7 +57,9 @@ def ranked_list_loss(
         return Rows((1 - balance) * pulled + balance * pushed, torch.ones_like(pulled), slopes)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         return mean_over_anchors(pairs, "distance", rows)
 
 
@@ -66,6 +70,7 @@ def histogram_loss(
     bins: int = 100,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Histogram loss (Ustinova and Lempitsky, NeurIPS 2016).
 
@@ -79,6 +84,7 @@ def histogram_loss(
         bins: intervals between -1 and 1; the histogram has one node more.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar; 0 with a graph if there is no positive or no negative pair.
@@ -87,7 +93,9 @@ def histogram_loss(
         ValueError: shapes disagree.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         cosines = pairs.dots()
         with torch.no_grad():
             place = ((cosines + 1) * (bins / 2)).nan_to_num_().clamp_(0, bins)
@@ -119,6 +127,7 @@ def fast_ap_loss(
     bins: int = 10,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """FastAP (Cakir et al., CVPR 2019): 1 minus average precision over a soft histogram of squared distances.
 
@@ -131,6 +140,7 @@ def fast_ap_loss(
         bins: intervals of the histogram; it has one node more.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors that have a positive; 0 with a graph where none has.
@@ -156,7 +166,9 @@ def fast_ap_loss(
         return Rows(lost.where(count > 0, 0.0), count > 0)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         return mean_over_anchors(pairs, "dot", rows)
 
 
@@ -167,6 +179,7 @@ def smooth_ap_loss(
     temperature: float = 0.01,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Smooth-AP (Brown et al., ECCV 2020): 1 minus average precision with ranks of sigmoids.
 
@@ -181,6 +194,7 @@ def smooth_ap_loss(
         temperature: > 0.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors that have a positive; 0 with a graph where none has.
@@ -189,7 +203,9 @@ def smooth_ap_loss(
         ValueError: shapes disagree.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         slots = pairs.most_positives()
 
         def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
@@ -213,6 +229,7 @@ def recall_at_k_loss(
     rank_temperature: float = 1.0,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Recall@k surrogate (Patel et al., CVPR 2022): 1 minus recall in the first k, averaged over several k.
 
@@ -227,6 +244,7 @@ def recall_at_k_loss(
         rank_temperature: of the comparison of a rank with k, > 0.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors that have a positive; 0 with a graph where none has.
@@ -235,7 +253,9 @@ def recall_at_k_loss(
         ValueError: shapes disagree.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         slots = pairs.most_positives()
         limits = torch.tensor(list(ks), dtype=pairs.x.dtype, device=pairs.x.device)
 

@@ -110,6 +110,7 @@ class SmoothAPLoss(PairwiseLoss):
     formula: ClassVar[str] = "1 - mean_p R+(p) / R(p), R(p) = 1 + sum_j sigmoid((s_j - s_p) / t)"
     use: ClassVar[str] = "retrieval judged by average precision; large batches, or to finish a training"
     source: ClassVar[str] = "Brown et al., ECCV 2020"
+    grows_squared: ClassVar[bool] = True
     function = staticmethod(smooth_ap_loss)
 
     def __init__(self, *, temperature: float = 0.01):
@@ -131,6 +132,7 @@ class RecallAtKLoss(PairwiseLoss):
     formula: ClassVar[str] = "1 - mean_k mean_p sigmoid((k - R(p)) / t'), R(p) as in smooth_ap"
     use: ClassVar[str] = "retrieval judged by recall at k; batches much larger than k"
     source: ClassVar[str] = "Patel et al., CVPR 2022"
+    grows_squared: ClassVar[bool] = True
     function = staticmethod(recall_at_k_loss)
 
     def __init__(

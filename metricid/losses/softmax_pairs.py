@@ -22,6 +22,7 @@ def supcon_loss(
     form: SupConForm = "out",
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020).
 
@@ -37,6 +38,7 @@ def supcon_loss(
         form: where the mean over the positives stands; the paper finds 'out' the better one.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar; 0 with a graph where no sample has a positive.
@@ -61,7 +63,9 @@ def supcon_loss(
         return Rows(lost.where(known, 0.0), known, slopes)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         return mean_over_anchors(pairs, "dot", rows)
 
 
@@ -72,6 +76,7 @@ def ntxent_loss(
     temperature: float = 0.1,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Normalised temperature-scaled cross-entropy, or InfoNCE (Chen et al., ICML 2020, eq. 1).
 
@@ -86,6 +91,7 @@ def ntxent_loss(
         temperature: t > 0; the paper's best on ImageNet is 0.1.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the positive pairs, in nats; 0 with a graph where there is none.
@@ -101,7 +107,9 @@ def ntxent_loss(
         return Rows(losses, positive.sum(dim=1), near.add_(far).div_(temperature))
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         return mean_over_anchors(pairs, "dot", rows)
 
 
@@ -114,6 +122,7 @@ def nca_loss(
     normalize: bool = False,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Neighbourhood components analysis (Goldberger et al., NeurIPS 2004).
 
@@ -129,6 +138,7 @@ def nca_loss(
         normalize: put the embeddings on the unit sphere; take a scale of 10 or so then.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors that have a positive; 0 with a graph where none has.
@@ -149,7 +159,9 @@ def nca_loss(
         return Rows(lost if form == "log" else -torch.expm1(-lost), known, slopes)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         return mean_over_anchors(pairs, "squared", rows)
 
 
@@ -160,6 +172,7 @@ def npair_loss(
     l2: float = 0.0,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Multi-class N-pair loss (Sohn, NeurIPS 2016).
 
@@ -175,6 +188,7 @@ def npair_loss(
             of normalising, which would bound the logits.
         references: [M, D] that the batch is compared with; None for the batch itself.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors; 0 with a graph where there is no pair.
@@ -183,10 +197,13 @@ def npair_loss(
         ValueError: shapes or dtypes that do not fit.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels)
+        pairs = compare(embeddings, labels, references, reference_labels, with_batch=with_batch)
         place, size = _places(pairs.other_labels)
-        chosen = place == (1 if pairs.own else 0)
-        anchors = (place == 0) & (size > 1) if pairs.own else torch.isin(pairs.labels, pairs.other_labels)
+        chosen = place == (1 if pairs.without_self else 0)
+        if pairs.without_self:
+            anchors = ((place == 0) & (size > 1))[: len(labels)]
+        else:
+            anchors = torch.isin(pairs.labels, pairs.other_labels)
         used = chosen & torch.isin(pairs.other_labels, pairs.labels)
         # A class of the references without an anchor is a negative of all.
         (i, real), (j, there) = _first(anchors), _first(chosen)
@@ -217,6 +234,7 @@ def tuplet_margin_loss(
     variance_slack: float = 0.01,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Tuplet margin loss with the intra-pair variance loss (Yu and Tao, ICCV 2019).
 
@@ -234,6 +252,7 @@ def tuplet_margin_loss(
         variance_slack: e in [0, 1).
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the positive pairs; 0 with a graph where there is none.
@@ -255,7 +274,9 @@ def tuplet_margin_loss(
         return Rows(losses, positive.sum(dim=1), near.mul_(steep).add_(far).mul_(scale))
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=True)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
+        )
         loss = mean_over_anchors(pairs, "dot", rows)
         return loss + variance_weight * _pair_variance(pairs, variance_slack) if variance_weight else loss
 

@@ -26,6 +26,7 @@ def triplet_loss(
     reduction: TripletReduction = "mean",
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Keeps positives nearer than negatives by a margin (Schroff et al., CVPR 2015, section 3.1).
 
@@ -45,6 +46,7 @@ def triplet_loss(
         reduction: 'mean' over the triplets of the miner, or over those with a loss above 0.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar; 0 with a graph, and zero gradients, when there is no triplet. Where all embeddings are equal
@@ -55,7 +57,9 @@ def triplet_loss(
         ValueError: shapes disagree.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         if miner == "batch_all":
             if margin is not None and not swap:
                 return _all_hinges(pairs, margin, squared, reduction)
@@ -83,6 +87,7 @@ def weighted_triplet_loss(
     normalize: bool = False,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Weighted-regularised triplet loss of AGW (Ye et al., TPAMI 2021).
 
@@ -96,6 +101,7 @@ def weighted_triplet_loss(
         normalize: put the embeddings on the unit sphere first.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors with a positive and a negative; 0 with a graph where none has.
@@ -112,7 +118,9 @@ def weighted_triplet_loss(
         return Rows(F.softplus(near - far).where(known, 0.0), known)
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         return mean_over_anchors(pairs, "distance", rows)
 
 

@@ -30,6 +30,7 @@ def quadruplet_loss(
     squared: bool = True,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Quadruplet loss on the hardest quadruplet of each anchor (Chen et al., CVPR 2017).
 
@@ -48,6 +49,7 @@ def quadruplet_loss(
         references: [M, D] that the batch is compared with, and among which k and l are found; None for the
             batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors with a positive and a negative; where no pair of two further classes
@@ -57,7 +59,9 @@ def quadruplet_loss(
         ValueError: shapes disagree.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         x, y, classes = pairs.x, pairs.y, pairs.other_labels
         with torch.no_grad():
             triplets = hardest(pairs)
@@ -86,6 +90,7 @@ def lifted_structure_loss(
     normalize: bool = False,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Lifted structured embedding (Song et al., CVPR 2016, eq. 4).
 
@@ -100,6 +105,7 @@ def lifted_structure_loss(
         references: [M, D] that the batch is compared with; the negatives of a reference j are then those of
             the batch. None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the positive pairs with a negative; 0 with a graph where there is none.
@@ -108,7 +114,9 @@ def lifted_structure_loss(
         ValueError: shapes disagree.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         distances = pairs.distances()
         positive, negative = pairs.masks()
         of_anchor = log_sum_exp(margin - distances, negative)
@@ -129,6 +137,7 @@ def generalized_lifted_loss(
     normalize: bool = False,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Lifted loss over all positives of an anchor at once (Hermans et al., arXiv 1703.07737, section 2).
 
@@ -141,6 +150,7 @@ def generalized_lifted_loss(
         normalize: put the embeddings on the unit sphere first.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the anchors with a positive and a negative; 0 with a graph where none has.
@@ -158,7 +168,9 @@ def generalized_lifted_loss(
         return Rows(losses, known, pulled.sub_(pushed).mul_((losses > 0)[:, None]))
 
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         return mean_over_anchors(pairs, "distance", rows)
 
 
@@ -170,6 +182,7 @@ def angular_loss(
     normalize: bool = True,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    with_batch: bool = False,
 ) -> Tensor:
     """Angular loss over all negatives of each positive pair (Wang et al., ICCV 2017).
 
@@ -188,6 +201,7 @@ def angular_loss(
         references: [M, D] that the batch is compared with; then [M, M] matrices are made, too. None for the
             batch itself without self-pairs.
         reference_labels: [M] int64.
+        with_batch: as `compare` has it.
 
     Returns:
         Scalar, mean over the positive pairs with a negative; 0 with a graph where there is none.
@@ -196,7 +210,9 @@ def angular_loss(
         ValueError: shapes disagree.
     """
     with no_autocast(embeddings):
-        pairs = compare(embeddings, labels, references, reference_labels, normalize=normalize)
+        pairs = compare(
+            embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
+        )
         t = math.tan(math.radians(alpha)) ** 2
         dots = pairs.dots()
         across = dots if pairs.own else pairs.y @ pairs.y.T

@@ -138,6 +138,8 @@ class MarginLoss(PairwiseLoss):
         labels: Tensor,
         references: Tensor | None = None,
         reference_labels: Tensor | None = None,
+        *,
+        with_batch: bool = False,
     ) -> Tensor:
         """As in `PairwiseLoss`, with the boundary of each anchor's class."""
         check_batch(embeddings, labels, num_classes=len(self.beta) if len(self.beta) > 1 else None)
@@ -147,5 +149,6 @@ class MarginLoss(PairwiseLoss):
             self.beta,
             references=references,
             reference_labels=reference_labels,
+            with_batch=with_batch,
             **self.options,
         )

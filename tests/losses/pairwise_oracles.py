@@ -33,16 +33,17 @@ from metricid.losses.pairwise import PairwiseLoss
 
 
 class Setting:
-    """A batch and its references, with the indices that an anchor may be compared with."""
+    """A batch and its references, with the indices that an anchor may be compared with.
+
+    With `own` the references begin with the batch, and an anchor is not compared with itself there.
+    """
 
     def __init__(self, x: Tensor, labels: Tensor, y: Tensor, others: Tensor, own: bool):
         self.x, self.y, self.labels, self.others, self.own = x, y, labels.tolist(), others.tolist(), own
 
     def sphere(self) -> "Setting":
         x, y = (t / t.norm(dim=1, keepdim=True) for t in (self.x, self.y))
-        return Setting(
-            x, torch.tensor(self.labels), x if self.own else y, torch.tensor(self.others), self.own
-        )
+        return Setting(x, torch.tensor(self.labels), y, torch.tensor(self.others), self.own)
 
     def anchors(self) -> Iterator[tuple[int, list[int], list[int]]]:
         for i, label in enumerate(self.labels):

@@ -124,6 +124,25 @@ def test_references_equal_the_definition(name: str, size: int, others: int) -> N
     assert_close(torch.autograd.grad(fixed, x)[0], torch.autograd.grad(moving, x)[0])
 
 
+@pytest.mark.parametrize(("size", "others"), [(8, 13), (24, 160)])
+@pytest.mark.parametrize("name", TABLE)
+def test_references_beside_the_batch_equal_the_definition(name: str, size: int, others: int) -> None:
+    loss, oracle = TABLE[name]
+    x, labels = make(size, classes=4)
+    y, reference_labels = make(others, seed=1, classes=5)
+    every, every_label = torch.cat([x, y]), torch.cat([labels, reference_labels])
+    expected = oracle(Setting(x, labels, every, every_label, own=True))
+    value = loss(x, labels, references=y, reference_labels=reference_labels, with_batch=True)
+    check(value, expected, [x, y], [x, y], 1e-9)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_batch_beside_no_references_is_the_batch_alone(name: str) -> None:
+    loss, _ = TABLE[name]
+    x, labels = make(16)
+    assert torch.equal(loss(x, labels, with_batch=True), loss(x, labels))
+
+
 # The weights of the circle loss get no gradient, so that differences of its value say nothing.
 @pytest.mark.parametrize("name", [name for name in TABLE if name != "circle"])
 def test_gradcheck(name: str) -> None:
