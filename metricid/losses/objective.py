@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from metricid.losses.balance import BALANCES, Balance
 from metricid.losses.recipe import Column, Facts, build_terms
 from metricid.losses.recipe_checks import list_problems
+from metricid.losses.remembered import RememberedLoss
 from metricid.losses.schedules import Plateau
 from metricid.losses.side_terms import Distillation, Perturbed, WeightPenalty, class_vectors
 from metricid.losses.term import Gather, Moment, Place, Side, SideTerm, Term
@@ -199,6 +200,12 @@ class Objective(nn.Module):
         """Whether a term wants `Side.images`."""
         return any(isinstance(term.loss, Perturbed) for term in self.terms)
 
+    @property
+    def momentum(self) -> float | None:
+        """Of the network whose embeddings the memories of some terms keep; None where none asks for one."""
+        found = (term.loss.momentum for term in self.terms if isinstance(term.loss, RememberedLoss))
+        return next((momentum for momentum in found if momentum is not None), None)
+
     def teachers_at(self, progress: float) -> set[str]:
         """The teachers that the terms which are on at this progress of the training listen to."""
         losses = [term.loss for term in self.terms if term.active(progress)]
@@ -233,7 +240,13 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def after_step(
-        self, features: Tensor, embedding: Tensor, labels: Tensor, gather: Gather | None = None
+        self,
+        features: Tensor,
+        embedding: Tensor,
+        labels: Tensor,
+        gather: Gather | None = None,
+        *,
+        slow: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Moves what no optimiser moves: the state of losses that are `stateful` now, and the balance.
 
@@ -244,11 +257,20 @@ class Objective(nn.Module):
             features: [B, F].
             embedding: [B, D].
             labels: [B] int64.
-            gather: as in `forward`; keeps the centers of all ranks equal.
+            gather: as in `forward`; keeps centers and memories of all ranks equal.
+            slow: [B, F] and [B, D] of the same images from the network with `momentum`, if that is a number.
+
+        Raises:
+            ValueError: `slow` is missing.
         """
         for term in self._latest:
             if getattr(term.loss, "stateful", False):
-                x = (features if term.on == "features" else embedding).detach()
+                places = features, embedding
+                if getattr(term.loss, "momentum", None) is not None:
+                    if slow is None:
+                        raise ValueError(f"{term.name}: its memory has a momentum; pass `slow` to after_step")
+                    places = slow
+                x = places[0 if term.on == "features" else 1].detach()
                 cast(Any, term.loss).after_step(*(gather(x, labels) if gather else (x, labels)))
         if self.balance is not None and self._measured is not None:
             values, norms, active = self._measured

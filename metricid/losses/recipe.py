@@ -14,6 +14,7 @@ from metricid.losses.catalog import LOSSES
 from metricid.losses.distillation import DISTILLATION
 from metricid.losses.domain import DomainAdversarialLoss
 from metricid.losses.regression import TASKS
+from metricid.losses.remembered import MemoryOptions, RememberedLoss
 from metricid.losses.schedules import build_weight
 from metricid.losses.side_terms import (
     AttributeTask,
@@ -54,6 +55,7 @@ SIDE_KEYS: dict[str, Any] = {
     "task": Literal["category", "attributes", "number"],
     "column": str,
     "columns": list[str],
+    "memory": Any,
 }
 TASK_LOSSES = {"category": "softmax", "attributes": "binary_cross_entropy", "number": "smooth_l1"}
 
@@ -138,7 +140,10 @@ def _build_loss(
         return _build_task(options, chosen, registry, dim, _column(options, facts))
     if registry is LOSSES:
         given = {"num_classes": facts.num_classes, "class_counts": facts.class_counts}
-        return LOSSES.build(chosen, embedding_dim=dim, **given)
+        loss = LOSSES.build(chosen, embedding_dim=dim, **given)
+        if "memory" in options:
+            return RememberedLoss(loss, dim, MemoryOptions(**options["memory"]))
+        return loss
     if registry is REGULARISERS:
         if options.get("of") == NETWORK:
             return NetworkPenalty(REGULARISERS.build(chosen))

@@ -27,6 +27,7 @@ from metricid.losses.recipe import (
     term_names,
 )
 from metricid.losses.regression import TASKS
+from metricid.losses.remembered import memory_problems, takes_memory
 from metricid.losses.schedules import weight_problems
 from metricid.losses.weights import REGULARISERS
 from metricid.registry import Registry, describe, matches, signature_problems, unknown
@@ -51,7 +52,7 @@ def list_problems(terms: Any) -> list[tuple[str, str]]:
             continue
         found += [(f"{index}.{key}".rstrip("."), text) for key, text in _term_problems(options)]
     if not found:
-        found = _name_problems(terms) + _gap_problems(terms)
+        found = _name_problems(terms) + _gap_problems(terms) + _momentum_problems(terms)
     return found or _partner_problems(terms)
 
 
@@ -113,6 +114,8 @@ def _loss_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key in SIDE_KEYS
         if key in options and key not in {*takes, *chosen, "task"}
     ]
+    if "memory" in options and "memory" in takes:
+        found += memory_problems(options)
     return found + _option_problems(cls, chosen, GIVEN_BY_KIND.get(registry.kind, GIVEN), takes)
 
 
@@ -133,6 +136,8 @@ def _side_keys(loss: str, registry: Registry) -> set[str]:
         return {"teacher", "of"} if loss in ON_LOGITS else {"teacher"}
     if registry is ADVERSARIAL:
         return {"of"} if loss in ON_LOGITS else {"column"}
+    if registry is LOSSES:
+        return {"memory"} if takes_memory(LOSSES.get(loss)) else set()
     return {"of"} if registry is REGULARISERS else set()
 
 
@@ -205,6 +210,17 @@ def _gap_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
             return [("", f"no term is on between {covered:g} and {start:g} of the training")]
         covered = max(covered, end)
     return []
+
+
+def _momentum_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """All memories share one second network."""
+    momenta = [options.get("memory", {}).get("momentum") for options in terms]
+    first = next((momentum for momentum in momenta if momentum is not None), None)
+    return [
+        (f"{place}.memory.momentum", f"is {momentum}, that of an earlier term {first}; give both the same")
+        for place, momentum in enumerate(momenta)
+        if momentum not in (None, first)
+    ]
 
 
 def _partner_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -4,11 +4,13 @@ from metricid.mining.background import BackgroundSearch
 from metricid.mining.centers import RunningCenters
 from metricid.mining.guard import alike_pairs
 from metricid.mining.inbatch import Triplets, batch_all, batch_hard, pair_masks, semi_hard
+from metricid.mining.memory import CrossBatchMemory
 from metricid.mining.neighbours import Neighbours, find_neighbours
 from metricid.mining.sampler import HardIdentitySampler
 
 __all__ = [
     "BackgroundSearch",
+    "CrossBatchMemory",
     "HardIdentitySampler",
     "Neighbours",
     "RunningCenters",

@@ -108,10 +108,11 @@ class WeightAverage(Generic[M]):
     Args:
         model: the model to follow.
         decay: the final decay.
+        rising: False takes the final decay from the first update on.
     """
 
-    def __init__(self, model: M, decay: float):
-        self.decay = decay
+    def __init__(self, model: M, decay: float, *, rising: bool = True):
+        self.decay, self.rising = decay, rising
         self.updates = 0
         self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
 
@@ -119,7 +120,8 @@ class WeightAverage(Generic[M]):
     def update(self, model: nn.Module) -> None:
         """Moves the average towards the model's current weights."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        rising = (1 + self.updates) / (10 + self.updates)
+        decay = min(self.decay, rising) if self.rising else self.decay
         torch._foreach_lerp_(list(self.model.parameters()), _detached(model.parameters()), 1.0 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)

@@ -36,6 +36,7 @@ from metricid.training.distributed import (
 )
 from metricid.training.loggers import JsonlLog, Progress, TensorBoardLog
 from metricid.training.module import build_module, check_compiler
+from metricid.training.momentum import slow_network
 from metricid.training.optim import WeightAverage, set_learning_rate
 from metricid.training.run_folder import changed_options
 from metricid.training.signals import Stopped, StopRequest
@@ -65,6 +66,7 @@ class Trainer:
         self.store = CheckpointStore(folder / "checkpoints", self.config.checkpoint.keep)
         self.position = Position()
         self.average = WeightAverage(run.embedder, self.config.train.ema) if self.config.train.ema else None
+        self.slow = slow_network(run)
         self.surgery: GradientSurgery | None = None
         if self.config.train.gradients == "pcgrad":
             parts = run.embedder.parameters(), run.objective.parameters()
@@ -196,7 +198,7 @@ class Trainer:
             total += float(output.total.detach()) / len(micro)
             for name, value in output.terms.items():
                 terms[name] = terms.get(name, 0.0) + value / len(micro)
-            used.append((features, embedding, labels))
+            used.append((features, embedding, labels, pixels))
         if self.surgery is not None:
             self.surgery.finish(self.position.step)
 
@@ -216,8 +218,11 @@ class Trainer:
             parameter.grad = None  # gradients of zero would still let weight decay and momentum move them
         self.scaler.step(run.optimizer)
         self.scaler.update()
-        for features, embedding, labels in used:
-            run.objective.after_step(features, embedding, labels, self._gather())
+        if self.slow is not None:
+            self.slow.update(run.embedder)
+        for features, embedding, labels, pixels in used:
+            slow = None if self.slow is None else self.slow.of(pixels)
+            run.objective.after_step(features, embedding, labels, self._gather(), slow=slow)
             if run.mined is not None:
                 run.mined.update(embedding, labels, self._gather())
         if self.average is not None:
@@ -370,6 +375,7 @@ class Trainer:
                 "random": generators,
                 "world_size": self.world.size,
                 "skipped_images": self.skipped_images(),
+                "slow": self.slow.state_dict() if self.slow is not None else None,
                 "mined": self.run.mined.state_dict() if self.run.mined is not None else None,
                 "log_position": self.log.position() if self.log is not None else 0,
             }
@@ -416,6 +422,8 @@ class Trainer:
         run.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
+        if self.slow is not None:
+            self.slow.load_state_dict(state["slow"])
         if run.mined is not None:
             run.mined.load_state_dict(state["mined"])
         set_random_state(state["random"][self.world.rank])

@@ -1,0 +1,102 @@
+"""The embeddings of past batches, to compare the present one with."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CrossBatchMemory"]
+
+
+class CrossBatchMemory(nn.Module):
+    """The last embeddings that were pushed, with their labels (Wang et al., CVPR 2020, section 3.2).
+
+    A ring: the newest embeddings take the places of the oldest. How many there are follows from the sizes of
+    what was pushed, so that the host never waits for the device. Nothing in it has a gradient. All of it is
+    saved with the module: the rows as buffers, the place of the next row and the number of rows as numbers
+    beside them. With several processes push the gathered batch in all of them, and all hold the same.
+
+    Args:
+        size: M, in images.
+        dim: D.
+
+    Raises:
+        ValueError: size or dim below 1.
+
+    Example:
+        >>> memory = CrossBatchMemory(size=3, dim=1)
+        >>> memory.push(torch.tensor([[1.0], [2.0]]), torch.tensor([7, 8]))
+        >>> memory.push(torch.tensor([[3.0], [4.0]]), torch.tensor([9, 9]))
+        >>> rows, labels = memory.references()
+        >>> rows.flatten().tolist(), labels.tolist()
+        ([4.0, 2.0, 3.0], [9, 8, 9])
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(f"size and dim must be at least 1, not {size} and {dim}")
+        self.register_buffer("embeddings", torch.zeros(size, dim))
+        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        self.pointer = 0
+        self.filled = 0
+
+    @property
+    def size(self) -> int:
+        """How many embeddings it can hold."""
+        return len(self.labels)
+
+    def __len__(self) -> int:
+        """How many it holds."""
+        return self.filled
+
+    @torch.no_grad()
+    def push(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Takes in a batch; of one larger than the memory its last rows.
+
+        Call it after the backward pass of a loss that was given `references`, which changes here.
+
+        Args:
+            embeddings: [B, D], any float dtype.
+            labels: [B] int64.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        if embeddings.dim() != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
+            raise ValueError(
+                f"embeddings must be [B, {self.embeddings.shape[1]}], not {tuple(embeddings.shape)}"
+            )
+        if labels.shape != embeddings.shape[:1]:
+            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {tuple(labels.shape)}")
+        kept = min(len(labels), self.size)
+        embeddings, labels = embeddings[len(labels) - kept :], labels[len(labels) - kept :]
+        before_end = min(kept, self.size - self.pointer)
+        for rows, place in ((slice(before_end), self.pointer), (slice(before_end, kept), 0)):
+            count = rows.stop - (rows.start or 0)
+            self.embeddings[place : place + count] = embeddings[rows].to(self.embeddings.dtype)
+            self.labels[place : place + count] = labels[rows]
+        self.pointer = (self.pointer + kept) % self.size
+        self.filled = min(self.filled + kept, self.size)
+
+    def references(self) -> tuple[Tensor, Tensor]:
+        """What it holds, in no meaningful order.
+
+        Returns:
+            embeddings [N, D] and labels [N], N = `len(self)`; views that the next `push` changes.
+        """
+        return self.embeddings[: self.filled], self.labels[: self.filled]
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What `state_dict` holds beside the buffers."""
+        return {"pointer": self.pointer, "filled": self.filled}
+
+    def set_extra_state(self, state: Any) -> None:
+        """The inverse of `get_extra_state`."""
+        self.pointer, self.filled = state["pointer"], state["filled"]
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, dim={self.embeddings.shape[1]}"
