@@ -114,7 +114,7 @@ def compare(
             self-pairs. Pass the batch as references to count those, too.
         reference_labels: [M] int64, with `references`.
         with_batch: compare with the batch itself, too, without its self-pairs; M grows by B. For a memory of
-            past batches, to which it adds the present one.
+            past batches, to which it adds the present one; here it may be empty.
         normalize: put all rows on the unit sphere.
 
     Raises:
@@ -124,7 +124,8 @@ def compare(
     if (references is None) != (reference_labels is None):
         raise ValueError("references [M, D] and reference_labels [M] go together: one of them is missing")
     with no_autocast(embeddings):
-        if references is None or reference_labels is None:
+        empty = with_batch and references is not None and len(references) == 0
+        if references is None or reference_labels is None or empty:
             x = _prepare(embeddings, compute_dtype(embeddings), normalize)
             return Pairs(x, x, labels, labels, own=True)
         try:
