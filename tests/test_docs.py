@@ -22,6 +22,7 @@ from metricid.data.transforms import PRESETS
 from metricid.evaluation import PROTOCOLS
 from metricid.losses import LOSSES
 from metricid.losses.recipe import GIVEN, KEYS
+from metricid.losses.remembered import MemoryOptions
 from metricid.registry import Registry
 from metricid.training.build import check_recipe
 
@@ -251,9 +252,15 @@ def test_losses_page_has_every_option_with_its_default(name):
 def test_losses_page_has_every_key_of_a_term():
     table = tables(section("docs/losses.md", "objective"))["key of a term"]
     assert set(table) == set(KEYS) | {"loss"}
-    assert {"of", "teacher", "column"} <= set(
+    assert {"of", "teacher", "column", "memory"} <= set(
         tables(section("docs/losses.md", "Terms that read more"))["further key"]
     )
+
+
+def test_mining_page_has_every_option_of_a_memory():
+    table = tables(section("docs/mining.md", "A memory of past batches"))["option of `memory`"]
+    expected = signature_defaults(MemoryOptions, set())
+    assert_options(table, expected | {"size": ...}, "memory")
 
 
 def documented(registry: Registry, given: set[str]) -> list[Any]:

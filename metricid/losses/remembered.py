@@ -71,7 +71,7 @@ class RememberedLoss(SideTerm):
         x, labels = moment.x, moment.labels
         if moment.gather is not None:
             x, labels = moment.gather(x, labels)
-        if moment.progress < self.warmup or not len(self.memory):
+        if moment.progress < self.warmup:
             return self.loss(x, labels)
         return self.loss(x, labels, *self.memory.references(), with_batch=True)
 

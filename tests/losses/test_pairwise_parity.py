@@ -141,6 +141,8 @@ def test_the_batch_beside_no_references_is_the_batch_alone(name: str) -> None:
     loss, _ = TABLE[name]
     x, labels = make(16)
     assert torch.equal(loss(x, labels, with_batch=True), loss(x, labels))
+    nothing = x.detach()[:0], labels[:0]
+    assert torch.equal(loss(x, labels, *nothing, with_batch=True), loss(x, labels))
 
 
 # The weights of the circle loss get no gradient, so that differences of its value say nothing.
