@@ -1,6 +1,7 @@
 """Euclidean distances between rows, fast and right also where rows nearly coincide."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from metricid.losses.checks import compute_dtype, no_autocast
 _NEAR = 1 / 16
 # More near pairs than one in so many are cheaper as a float64 product than one by one.
 _FEW = 128
+# Of a symmetric sheet, computed at a time: many enough for a fast product.
+_ROWS = 128
 
 
 def pairwise_distances(
@@ -50,6 +53,27 @@ def row_blocks(x: Tensor, columns: int, width: int = 1) -> Iterator[slice]:
     return (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
 
 
+def mirrors(x: Tensor, y: Tensor | None) -> bool:
+    """Whether to compute half of a sheet [B, B]: where products are dear beside copies."""
+    return y is None and x.device.type == "cpu"
+
+
+def mirrored(sheet: Tensor, upper: Callable[[slice], Tensor]) -> Iterator[slice]:
+    """Fills a symmetric sheet [B, B] from `upper`, and yields rows that are complete; they may then change.
+
+    Args:
+        sheet: to be filled.
+        upper: R rows -> their values from the diagonal on, [R, B - start].
+    """
+    for start in range(0, len(sheet), _ROWS):
+        rows = slice(start, min(start + _ROWS, len(sheet)))
+        values = upper(rows)
+        sheet[rows, start:] = values
+        # A transposed copy is fast between contiguous blocks alone, as it goes by tiles there.
+        sheet[rows.stop :, rows] = values[:, len(values) :].contiguous().T.contiguous()
+        yield rows
+
+
 class DistanceRows:
     """Distances of anchors to references, a block of rows at a time.
 
@@ -71,31 +95,46 @@ class DistanceRows:
         self._x_norms = self.x.square().sum(dim=1)
         self._y_norms = self._x_norms if self.y is None else self.y.square().sum(dim=1)
 
-    def block(self, rows: slice) -> Tensor:
-        """[R, M] distances of some anchors, squared if so wanted, in the dtype of the anchors."""
-        x_norms, y_norms = self._x_norms[rows, None], self._y_norms[None, :]
-        result = torch.addmm(y_norms, self.x[rows], (self.x if self.y is None else self.y).T, alpha=-2)
+    def block(self, rows: slice, *, upper: bool = False) -> Tensor:
+        """Distances of some anchors, squared if so wanted, in the dtype of the anchors.
+
+        Args:
+            rows: R anchors.
+            upper: give them from the diagonal on, [R, B - start], for `mirrored`, and not [R, M].
+        """
+        first = rows.start if upper else 0
+        other = (self.x if self.y is None else self.y)[first:]
+        x_norms, y_norms = self._x_norms[rows, None], self._y_norms[None, first:]
+        result = torch.addmm(y_norms, self.x[rows], other.T, alpha=-2)
         result += x_norms
         if result.dtype == torch.float64 or result.device.type != "cpu":
             rounding = 512 * torch.finfo(result.dtype).eps * torch.minimum(x_norms, y_norms)
             result.masked_fill_(result <= rounding, 0)  # equal, but for rounding
         else:
-            near = result < (x_norms + y_norms).mul_(_NEAR)
+            beyond = torch.sub(result, x_norms + y_norms, alpha=_NEAR)
             if self.y is None:
-                near.diagonal(offset=rows.start).fill_(False)
-                result.diagonal(offset=rows.start).fill_(0)
-            count = int(near.sum())
-            if count > near.numel() // _FEW:
+                beyond.diagonal(offset=rows.start - first).fill_(torch.inf)
+                result.diagonal(offset=rows.start - first).fill_(0)
+            if not beyond.amin() >= 0 and not self._fix(result, beyond < 0, rows, upper):
                 self._center(torch.float64)
-                return self.block(rows)
-            if count:
-                i, j = near.nonzero().T
-                found = torch.stack([i + rows.start, j])
-                gaps = _gaps(self.anchors, self.references, found)
-                result[i, j] = torch.cat([gap.square_().sum(dim=1) for _, gap in gaps])
-                self._near.append(found)
+                return self.block(rows, upper=upper)
         result = result.to(self.anchors.dtype)
         return result if self.squared else result.sqrt_()
+
+    def _fix(self, result: Tensor, near: Tensor, rows: slice, upper: bool) -> bool:
+        """Computes the near pairs of a block again, unless they are too many."""
+        i, j = near.nonzero().T
+        if not len(i):  # NaN alone
+            return True
+        if len(i) > len(near) * len(self._y_norms) // _FEW:
+            return False
+        found = torch.stack([i + rows.start, j + rows.start if upper else j])
+        gaps = _gaps(self.anchors, self.references, found)
+        result[i, j] = torch.cat([gap.square_().sum(dim=1) for _, gap in gaps])
+        self._near.append(found)
+        if upper:
+            self._near.append(found[:, found[1] >= rows.stop].flip(0))
+        return True
 
     def near(self) -> Tensor:
         """[2, N] int64: the pairs whose pull the product would lose to rounding; anchors, references."""
@@ -104,29 +143,39 @@ class DistanceRows:
 
 def pull_of(slopes: Tensor, distances: Tensor, squared: bool) -> Tensor:
     """dL/dx_i = sum_j pull_ij (x_i - x_j): 2 slopes, or slopes / d with the subgradient 0 at d = 0."""
-    return 2 * slopes if squared else (slopes / distances).masked_fill_(distances == 0, 0)
+    if squared:
+        return 2 * slopes
+    return distances.sign().mul_(slopes).div_(distances.clamp_min(torch.finfo(distances.dtype).tiny))
 
 
 def gradients(
-    x: Tensor, y: Tensor | None, part: Callable[[slice, slice], Tensor], *, pull: bool, needs_y: bool
+    x: Tensor,
+    y: Tensor | None,
+    sheet: Tensor,
+    weights: Callable[[slice], Tensor] | None,
+    *,
+    pull: bool,
+    needs_y: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the rows, in their dtype, from a sheet of slopes.
 
     Args:
         x: [B, D].
         y: [M, D]; None for x, where one product serves both sides.
-        part: (rows, columns) -> that part of the sheet [B, M].
+        sheet: [B, M].
+        weights: rows -> what their slopes are multiplied with, [R, M]; symmetric where `y` is None.
         pull: the sheet holds the pull between rows, and not the slope in their product.
         needs_y: compute the second gradient, too.
     """
-    every = slice(None)
     other = x if y is None else y
     dx = torch.empty_like(x)
     dy = torch.zeros_like(other) if y is not None and needs_y else None
     for rows in row_blocks(x, len(other)):
-        block = part(rows, every)
-        if y is None:
-            block = block + part(every, rows).T
+        block = sheet[rows]
+        if y is None:  # contiguous copies make the transposition fast
+            block = sheet[:, rows].contiguous().T.contiguous().add_(block)
+        if weights is not None:
+            block = weights(rows).mul_(block)
         block = block.to(x.dtype)
         torch.mm(block, other, out=dx[rows])
         if dy is not None:
@@ -163,8 +212,13 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor | None, squared: bool) -> Tensor:
         source = DistanceRows(x, y, squared)
-        blocks = row_blocks(x, len(x if y is None else y))
-        result = torch.cat([source.block(rows) for rows in blocks])
+        result = x.new_empty(len(x), len(x if y is None else y))
+        if mirrors(x, y):
+            for _ in mirrored(result, partial(source.block, upper=True)):
+                pass
+        else:
+            for rows in row_blocks(x, result.shape[1]):
+                result[rows] = source.block(rows)
         ctx.squared = squared
         ctx.save_for_backward(x, y, source.x, source.y, source.near(), result)
         return result
@@ -176,13 +230,7 @@ class _Distances(torch.autograd.Function):
         sheet = pull_of(slopes[0], distances, ctx.squared)
         pull = sheet[near[0], near[1]]
         sheet[near[0], near[1]] = 0
-        dx, dy = gradients(
-            centered,
-            centered_y,
-            lambda rows, columns: sheet[rows, columns],
-            pull=True,
-            needs_y=ctx.needs_input_grad[1],
-        )
+        dx, dy = gradients(centered, centered_y, sheet, None, pull=True, needs_y=ctx.needs_input_grad[1])
         dx, dy = dx.to(x.dtype), None if dy is None else dy.to(x.dtype)
         add_near(x, y, near, pull, dx, dy)
         return dx, dy, None

@@ -1,8 +1,8 @@
 """What every pairwise loss starts from: anchors against references, who is a positive of whom, and one sheet.
 
-A loss over pairs is a function of the matrix of similarities or distances [B, M]. Where it is a sum over
-anchors, `row_losses` takes it a few rows at a time, values and slopes at once, so that a single [B, M] sheet
-of slopes stays; nothing of the size B^3, nor a list of pairs or triplets, is made. There is no second
+A loss over pairs is a function of the matrix of similarities or distances [B, M]. Where it is a mean over
+anchors, `mean_over_anchors` takes it a few rows at a time, values and slopes at once, so that a single [B, M]
+sheet of slopes stays; nothing of the size B^3, nor a list of pairs or triplets, is made. There is no second
 derivative: asking for one is an error.
 """
 
@@ -20,12 +20,16 @@ from metricid.losses.distances import (
     DistanceRows,
     add_near,
     gradients,
+    mirrored,
+    mirrors,
     pairwise_distances,
     pull_of,
     row_blocks,
 )
 
 Measure = Literal["dot", "distance", "squared"]
+# Numbers that a function is thought to hold for each entry of a sheet that is computed in place.
+_HELD = 4
 
 
 @dataclass(frozen=True)
@@ -164,10 +168,10 @@ class Rows(NamedTuple):
 RowLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Rows]
 
 
-def row_losses(
+def mean_over_anchors(
     pairs: Pairs, measure: Measure, function: RowLoss, *, given: Tensor | None = None, width: int = 1
-) -> tuple[Tensor, Tensor]:
-    """The losses of all anchors, and what they count for.
+) -> Tensor:
+    """Sum of the losses of all anchors over the sum of what they count for.
 
     Args:
         pairs: from `compare`.
@@ -178,22 +182,21 @@ def row_losses(
         width: numbers that the function holds for each entry of the sheet; bounds its memory.
 
     Returns:
-        losses and counted of all rows, [B] or [B, 2]; the first with a graph.
-    """
-    other = None if pairs.own else pairs.y
-    return _RowLosses.apply(pairs.x, other, given, pairs, measure, function, width)
-
-
-def mean_over_anchors(
-    pairs: Pairs, measure: Measure, function: RowLoss, *, given: Tensor | None = None, width: int = 1
-) -> Tensor:
-    """Sum of the losses of all anchors over the sum of what they count for; arguments as in `row_losses`.
-
-    Returns:
         Scalar; 0 with a graph where nothing counts, NaN where an embedding is not finite.
     """
-    losses, counted = row_losses(pairs, measure, function, given=given, width=width)
-    return (losses.sum(dim=0) / counted.sum(dim=0).clamp_min(1)).sum() + pairs.nan_or_zero()
+    other = None if pairs.own else pairs.y
+    mean = _MeanOverAnchors.apply(pairs.x, other, given, pairs, measure, function, width)
+    return mean + pairs.nan_or_zero()
+
+
+def as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 and 0 for a mask; on a CPU what mixes bool and float takes ten times as long as float alone."""
+    return mask.view(torch.uint8).to(dtype)
+
+
+def any_in_row(mask: Tensor) -> Tensor:
+    """`mask.any(dim=1)`, which is slower on a CPU."""
+    return mask.sum(dim=1) > 0
 
 
 def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
@@ -208,11 +211,12 @@ def log_sum_and_shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     The softmax gives the sum, too: on a CPU exp by itself takes ten times as long where it underflows.
     """
-    lowest = -torch.finfo(values.dtype).max
-    logits = values.masked_fill(~mask, lowest)
+    # Half of it, so that nothing that is added makes it infinite; any value is lost in it.
+    lowest = torch.finfo(values.dtype).min / 2
+    logits = torch.add(values, as_numbers(~mask, values.dtype), alpha=lowest)
     top, shares = logits.amax(dim=1), logits.softmax(dim=1)
     total = top - shares.amax(dim=1).log_()
-    return total, shares.mul_((top != lowest).to(shares.dtype)[:, None])  # 0 in a row without any
+    return total, shares.mul_((top > lowest / 2).to(shares.dtype)[:, None])  # 0 in a row without any
 
 
 def with_slopes(sheet: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
@@ -224,7 +228,7 @@ def _prepare(rows: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
     return F.normalize(rows.to(dtype), dim=1) if normalize else rows.to(dtype)
 
 
-class _RowLosses(torch.autograd.Function):
+class _MeanOverAnchors(torch.autograd.Function):
     """Losses and slopes in one pass over blocks of rows; backward multiplies the slopes with the rows."""
 
     @staticmethod
@@ -237,14 +241,13 @@ class _RowLosses(torch.autograd.Function):
         measure: Measure,
         function: RowLoss,
         width: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         other = x if y is None else y
         source = None if measure == "dot" else DistanceRows(x, y, measure == "squared")
         sheet = x.new_empty(len(x), len(other)) if wanted else None
         losses, counted, given_slopes = [], [], []
-        for rows in row_blocks(x, len(other), width):
-            values = x[rows] @ other.T if source is None else source.block(rows)
+        for rows, values in _values(x, y, source, sheet, width):
             own = None if given is None else given[rows].detach()
             with torch.set_grad_enabled(wanted):
                 values.requires_grad_(wanted)
@@ -267,36 +270,61 @@ class _RowLosses(torch.autograd.Function):
             near = source.near()
             near_pull = sheet[near[0], near[1]]
             sheet[near[0], near[1]] = 0
+        divisor = torch.cat(counted).to(x.dtype).sum(dim=0).clamp_min(1)
         ctx.save_for_backward(
             *(x, y, *((x, y) if source is None else (source.x, source.y)), sheet, near, near_pull),
-            *(torch.cat(given_slopes) if given_slopes else None, pairs.labels, pairs.other_labels),
+            *(torch.cat(given_slopes) if given_slopes else None, pairs.labels, pairs.other_labels, divisor),
         )
-        count = torch.cat(counted).to(x.dtype)
-        ctx.mark_non_differentiable(count)
-        return torch.cat(losses), count
+        return (torch.cat(losses).sum(dim=0) / divisor).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, even_x, even_y, sheet, near, near_pull, given_slopes, labels, others = ctx.saved_tensors
-        g = slopes[0]
+        x, y, even_x, even_y, sheet, near, near_pull, given_slopes, labels, others, divisor = (
+            ctx.saved_tensors
+        )
+        share = slopes[0] / divisor  # of each anchor's loss, or [2], of its positives and its negatives
+        apart = share.ndim == 1
 
-        def weighted(rows: slice, columns: slice) -> Tensor:
-            if g.ndim == 1:
-                return sheet[rows, columns] * g[rows, None]
-            same = labels[rows, None] == others[None, columns]
-            return sheet[rows, columns] * torch.where(same, g[rows, :1], g[rows, 1:])
+        def of_kind(rows: slice) -> Tensor:
+            same = as_numbers(labels[rows, None] == others, x.dtype)
+            return (1 - same).mul_(share[1]).addcmul_(same, share[0])
 
-        dx, dy = gradients(even_x, even_y, weighted, pull=near is not None, needs_y=ctx.needs_input_grad[1])
+        dx, dy = gradients(
+            *(even_x, even_y, sheet, of_kind if apart else None),
+            pull=near is not None,
+            needs_y=ctx.needs_input_grad[1],
+        )
         dx, dy = dx.to(x.dtype), None if dy is None else dy.to(x.dtype)
+        if not apart:
+            dx.mul_(share)
+            dy = None if dy is None else dy.mul_(share)
         if near is not None:
-            i, j = near
-            scale = g[i] if g.ndim == 1 else torch.where(labels[i] == others[j], g[i, 0], g[i, 1])
+            scale = torch.where(labels[near[0]] == others[near[1]], share[0], share[-1]) if apart else share
             add_near(x, y, near, near_pull * scale, dx, dy)
         dg = None
         if given_slopes is not None:
-            dg = given_slopes * g if g.ndim == 1 else (given_slopes * g).sum(dim=1)
+            dg = (given_slopes * share).sum(dim=1) if apart else given_slopes * share
         return dx, dy, dg, None, None, None, None
+
+
+def _values(
+    x: Tensor, y: Tensor | None, source: DistanceRows | None, sheet: Tensor | None, width: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their values [R, M]; those of a symmetric sheet lie in it, and may change after use."""
+    other = x if y is None else y
+    if sheet is None or not mirrors(x, y):
+        for rows in row_blocks(x, len(other), width):
+            yield rows, x[rows] @ other.T if source is None else source.block(rows)
+        return
+
+    def upper(rows: slice) -> Tensor:
+        return x[rows] @ x[rows.start :].T if source is None else source.block(rows, upper=True)
+
+    for rows in mirrored(sheet, upper):
+        for part in row_blocks(sheet[rows], len(x), _HELD * width):
+            place = slice(rows.start + part.start, rows.start + part.stop)
+            yield place, sheet[place].detach()
 
 
 class _WithSlopes(torch.autograd.Function):

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Rows, compare, log_sum_and_shares, mean_over_anchors
+from metricid.losses.matrices import (
+    Rows,
+    any_in_row,
+    as_numbers,
+    compare,
+    log_sum_and_shares,
+    mean_over_anchors,
+)
 
 ContrastiveForm = Literal["hadsell", "linear"]
 ContrastiveReduction = Literal["mean", "mean_nonzero", "pairs"]
@@ -107,7 +114,8 @@ def snr_contrastive_loss(
         found = _contrast(ratio, positive, negative, "linear", positive_margin, negative_margin, reduction)
         assert found.slopes is not None
         ratio *= found.slopes / -signal[:, None]
-        in_signal = _by_kind((ratio * positive, ratio * negative), reduction)
+        near, far = (ratio * as_numbers(mask, ratio.dtype) for mask in (positive, negative))
+        in_signal = _by_kind(near, far, reduction)
         return Rows(found.losses, found.counted, found.slopes / signal[:, None], in_signal)
 
     with no_autocast(embeddings):
@@ -214,7 +222,7 @@ def circle_loss(
         push = (values + margin).relu_().mul_(scale)
         near, pulled = log_sum_and_shares(pull * (values - 1 + margin), positive)
         far, pushed = log_sum_and_shares(push * (values - margin), negative)
-        known = positive.any(dim=1) & negative.any(dim=1)
+        known = any_in_row(positive) & any_in_row(negative)
         gap = (near + far).where(known, 0.0)
         slopes = pulled.mul_(pull).addcmul_(pushed, push).mul_((gap.sigmoid() * known)[:, None])
         return Rows(F.softplus(gap).where(known, 0.0), known, slopes)
@@ -319,18 +327,19 @@ def _contrast(
     reduction: ContrastiveReduction,
 ) -> Rows:
     """The contrastive losses of some rows, with their slopes in each distance."""
-    near = (distances - positive_margin).relu_().mul_(positive)
-    far = (negative_margin - distances).relu_().mul_(negative)
+    kinds = as_numbers(positive, distances.dtype), as_numbers(negative, distances.dtype)
+    near = (distances - positive_margin).relu_().mul_(kinds[0])
+    far = (negative_margin - distances).relu_().mul_(kinds[1])
     active = near.sign(), far.sign()
-    counted = active if reduction == "mean_nonzero" else (positive, negative)
+    counted = active if reduction == "mean_nonzero" else kinds
     if form == "hadsell":
         losses, slopes = (near.square().mul_(0.5), far.square().mul_(0.5)), (near, far)
     else:
         losses, slopes = (near, far), active
-    return Rows(_by_kind(losses, reduction), _by_kind(counted, reduction), slopes[0] - slopes[1])
+    return Rows(_by_kind(*losses, reduction), _by_kind(*counted, reduction), slopes[0] - slopes[1])
 
 
-def _by_kind(values: tuple[Tensor, Tensor], reduction: ContrastiveReduction) -> Tensor:
+def _by_kind(near: Tensor, far: Tensor, reduction: ContrastiveReduction) -> Tensor:
     """Sums of the rows of positives and of negatives, [R, 2]; [R] where the two share one mean."""
-    near, far = (side.sum(dim=1) for side in values)
+    near, far = near.sum(dim=1), far.sum(dim=1)
     return near + far if reduction == "pairs" else torch.stack([near, far], dim=1)

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Pairs, Rows, compare, log_sum_and_shares, mean_over_anchors
+from metricid.losses.matrices import (
+    Pairs,
+    Rows,
+    any_in_row,
+    as_numbers,
+    compare,
+    log_sum_and_shares,
+    mean_over_anchors,
+)
 
 SupConForm = Literal["out", "in"]
 NCAForm = Literal["log", "probability"]
@@ -51,15 +59,16 @@ def supcon_loss(
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
         logits = values / temperature
         total, shares = log_sum_and_shares(logits, positive | negative)
-        count = positive.sum(dim=1).clamp_(min=1).to(logits.dtype)
+        near = as_numbers(positive, logits.dtype)
+        found = near.sum(dim=1)
+        known, count = found > 0, found.clamp(min=1)
         if form == "out":
-            wanted = positive / count[:, None]
-            lost = total - logits.mul_(positive).sum(dim=1) / count
+            lost = total - logits.mul_(near).sum(dim=1) / count
+            wanted = near.div_(count[:, None])
         else:
             nearest, wanted = log_sum_and_shares(logits, positive)
             lost = total - nearest + count.log()
-        known = positive.any(dim=1)
-        slopes = shares.sub_(wanted).div_(temperature).mul_(known[:, None])
+        slopes = shares.sub_(wanted).mul_((known.to(total.dtype) / temperature)[:, None])
         return Rows(lost.where(known, 0.0), known, slopes)
 
     with no_autocast(embeddings):
@@ -152,10 +161,11 @@ def nca_loss(
         logits = -scale * values
         every, share = log_sum_and_shares(logits, positive | negative)
         right, right_share = log_sum_and_shares(logits, positive)
-        known = positive.any(dim=1)
+        known = any_in_row(positive)
         lost = (every - right).where(known, 0.0)
-        steep = known if form == "log" else torch.exp(-lost) * known
-        slopes = right_share.sub_(share).mul_(scale).mul_(steep[:, None])
+        steep = scale * known.to(lost.dtype)
+        steep = steep if form == "log" else steep * torch.exp(-lost)
+        slopes = right_share.sub_(share).mul_(steep[:, None])
         return Rows(lost if form == "log" else -torch.expm1(-lost), known, slopes)
 
     with no_autocast(embeddings):
@@ -291,8 +301,9 @@ def _among_negatives(
     """
     total, share = log_sum_and_shares(far, negative)
     gaps = total[:, None] - near
-    losses = F.softplus(gaps).masked_fill_(~positive, 0).sum(dim=1)
-    missed = gaps.sigmoid_().masked_fill_(~positive, 0)
+    pulled = as_numbers(positive, gaps.dtype)
+    losses = F.softplus(gaps).mul_(pulled).sum(dim=1)
+    missed = gaps.sigmoid_().mul_(pulled)
     far_slopes = share.mul_(missed.sum(dim=1, keepdim=True))
     return losses, missed.neg_(), far_slopes
 

@@ -194,18 +194,19 @@ def test_distances_are_right_where_float32_products_would_be_noise() -> None:
     assert_close(leaf.grad[0], (x[0] - x[1]) / (x[0] - x[1]).norm(), rtol=1e-3, atol=1e-3)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("few", [1, 10**9], ids=["one_by_one", "float64"])
+@pytest.mark.parametrize("few", [1, 10**9, 7000], ids=["one_by_one", "float64", "float64_at_last"])
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("own", [False, True])
 def test_near_pairs_among_others_are_right(
     few: int, squared: bool, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pairs at 1e-5 of their length, and copies, among strangers, both ways in which the CPU treats them."""
+    """Pairs at 1e-5 of their length, and copies, among strangers, in all ways that the CPU treats them."""
     monkeypatch.setattr("metricid.losses.distances._FEW", few)
     torch.manual_seed(0)
     x = torch.randn(300, 32)
     x[5] = x[0] + 1e-5 * torch.randn(32)
     x[299] = x[7] + 1e-3 * torch.randn(32)
+    x[260] = x[261] + 1e-4 * torch.randn(32)
     x[40] = x[41]
     y = None if own else torch.cat([torch.randn(70, 32), x[:90] + 1e-4 * torch.randn(90, 32)])
     weights = torch.randn(300, 300 if y is None else 160, dtype=torch.float64)
