@@ -228,7 +228,9 @@ def _evaluate(options: argparse.Namespace, world: World) -> Outcome:
     embedded = _embed(options, subject, source, table, data, settings, world, tasks)
     how = flip_text(settings)
     results = run_protocols(embedded, settings, subject=subject.name, how=how, pairs=pairs)
-    results += tasks.results(embedded.table, world, subject.name)
+    if subject.embedder is not None:
+        size = subject.embedder.config.preprocessing.size
+        results += tasks.results(embedded.table, source, size, world, subject.name)
     stored = None if options.save_embeddings is None else _to_store(embedded, subject, how)
     return Outcome(results, fingerprint, settings.flip, stored)
 

@@ -1,7 +1,7 @@
 """Rows of a manifest as pixels and labels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -9,7 +9,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 from metricid.data.decode import ImageError
 from metricid.data.manifest import Manifest
+from metricid.data.masks import MISSING, read_mask
 from metricid.data.sources import ImageSource
+from metricid.data.transforms import ImageTransform
 from metricid.errors import InputError
 
 ImageFunction = Callable[[np.ndarray, int], np.ndarray]
@@ -34,6 +36,7 @@ class Chunk(NamedTuple):
     rows: np.ndarray
     corrupt: list[str]
     error: InputError | None = None
+    masks: torch.Tensor | None = None
 
     @classmethod
     def failed(cls, error: InputError) -> "Chunk":
@@ -63,6 +66,7 @@ class ImageDataset(Dataset[Sample]):
         *,
         seed: int,
         on_corrupt: OnCorrupt = "error",
+        masks: Sequence[str] | None = None,
     ):
         """
         Args:
@@ -71,7 +75,10 @@ class ImageDataset(Dataset[Sample]):
             labels: [N] int64, one per row.
             transform: `(image, seed) -> image`, all of one size, [H, W, 3] uint8.
             seed: the run's seed.
-            on_corrupt: `"error"` raises `ImageError`, `"skip"` replaces as above.
+            on_corrupt: `"error"` raises `ImageError`, `"skip"` replaces as above; an unreadable mask is then
+                a missing one.
+            masks: path of the mask image of each row, '' for a missing one; None reads no masks. The
+                transform must be an `ImageTransform` then.
 
         Raises:
             InputError: no images, or another number of labels.
@@ -84,7 +91,7 @@ class ImageDataset(Dataset[Sample]):
         if on_corrupt not in ("error", "skip"):
             raise InputError(f"on_corrupt must be 'error' or 'skip', not {on_corrupt!r}")
         self.source, self.manifest, self.labels, self.transform = source, manifest, labels, transform
-        self.seed, self.on_corrupt = seed, on_corrupt
+        self.seed, self.on_corrupt, self.masks = seed, on_corrupt, masks
         self._corrupt: set[int] = set()
         self._unreported: list[str] = []
 
@@ -92,23 +99,38 @@ class ImageDataset(Dataset[Sample]):
         return len(self.manifest)
 
     def __getitem__(self, key: Key) -> Sample:
+        return self._sample(key)[0]
+
+    def _sample(self, key: Key) -> tuple[Sample, np.ndarray | None]:
+        """An image, and its mask where masks are read: [H, W] uint8, `MISSING` throughout if it has none."""
         epoch, position, index = key
         pixels, row = self._read(int(index))
-        image = self.transform(pixels, mix(self.seed, epoch, position))
-        return Sample(image, int(self.labels[row]), row)
+        seed = mix(self.seed, epoch, position)
+        if self.masks is None:
+            return Sample(self.transform(pixels, seed), int(self.labels[row]), row), None
+        mask = self._read_mask(row, pixels.shape[:2])
+        if mask is None:
+            image = self.transform(pixels, seed)
+            return Sample(image, int(self.labels[row]), row), np.full(image.shape[:2], MISSING, np.uint8)
+        image, mask = cast(ImageTransform, self.transform).with_mask(pixels, mask, seed)
+        return Sample(image, int(self.labels[row]), row), mask
 
     def __getitems__(self, keys: Sequence[Key]) -> Chunk:
         """A whole batch, written once into the memory that the training process will read."""
         try:
-            first = self[keys[0]]
+            first, mask = self._sample(keys[0])
             images = batch_memory(len(keys), first.image)
             labels, rows = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+            masks = None if mask is None else batch_memory(len(keys), mask)
             target = images.numpy()
             for place, key in enumerate(keys):
-                target[place], labels[place], rows[place] = first if place == 0 else self[key]
+                sample, mask = (first, mask) if place == 0 else self._sample(key)
+                target[place], labels[place], rows[place] = sample
+                if masks is not None:
+                    masks.numpy()[place] = mask
         except InputError as error:
             return Chunk.failed(error)
-        return Chunk(images, labels, rows, self._report())
+        return Chunk(images, labels, rows, self._report(), masks=masks)
 
     def _report(self) -> list[str]:
         """Corrupt files found since the last call."""
@@ -123,6 +145,20 @@ class ImageDataset(Dataset[Sample]):
             if image is not None:
                 return image, row
         raise InputError(f"{self.manifest.name}: not one of the {len(self)} images can be read")
+
+    def _read_mask(self, row: int, size: tuple[int, ...]) -> np.ndarray | None:
+        """[H, W] uint8, or None where the image has none."""
+        assert self.masks is not None
+        path = self.masks[row]
+        if not path:
+            return None
+        try:
+            return read_mask(self.source, path, (size[0], size[1]), self.manifest.path_at(row))
+        except ImageError:
+            if self.on_corrupt == "error":
+                raise
+            self._unreported.append(path)
+            return None
 
     def _try(self, row: int) -> np.ndarray | None:
         if row in self._corrupt:
@@ -149,7 +185,7 @@ class ImageDataset(Dataset[Sample]):
 
 
 def batch_memory(count: int, image: np.ndarray) -> torch.Tensor:
-    """[count, H, W, 3] uint8 for images like `image`; shared memory in a worker, so nothing is copied."""
+    """[count, *shape] uint8 for images like `image`; shared memory in a worker, so nothing is copied."""
     images = torch.empty((count, *image.shape), dtype=torch.uint8)
     return images.share_memory_() if get_worker_info() is not None else images
 

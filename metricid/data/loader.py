@@ -28,11 +28,13 @@ class Batch:
         images: [B, H, W, 3] uint8, RGB.
         labels: [B] int64.
         index: [B] int64, the manifest rows that the images are from.
+        masks: [B, H, W] uint8, 0 or 1, and 255 throughout for a missing one; None where none are read.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     index: torch.Tensor
+    masks: torch.Tensor | None = None
 
 
 class Loader:
@@ -89,7 +91,8 @@ class Loader:
             for chunk in chunks(self._loader):
                 self.corrupt += [path for path in chunk.corrupt if path not in self._known_corrupt]
                 self._known_corrupt.update(chunk.corrupt)
-                batch = Batch(chunk.images, torch.from_numpy(chunk.labels), torch.from_numpy(chunk.rows))
+                labels, rows = torch.from_numpy(chunk.labels), torch.from_numpy(chunk.rows)
+                batch = Batch(chunk.images, labels, rows, chunk.masks)
                 self.wait_seconds += time.perf_counter() - began
                 yield batch
                 began = time.perf_counter()

@@ -132,6 +132,30 @@ class ImageTransform:
             image = operation(image=image)["image"]
         return np.ascontiguousarray(image)
 
+    def with_mask(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image as `__call__` gives it, and its mask, which goes wherever the pixels go.
+
+        Args:
+            image: [H, W, 3] uint8.
+            mask: [H, W] uint8, 0 or 1; what comes in from outside the image is 0.
+            seed: any integer.
+
+        Returns:
+            [*size, 3] uint8 and [*size] uint8; no value in between, each is the nearest one.
+        """
+        if self._before or self._after:
+            self._reseed(seed)
+        pair = {"image": image, "mask": mask}
+        for operation in self._before:
+            pair = operation(**pair)
+        height, width = self.size
+        pair["image"] = resize(pair["image"], self.size)
+        if pair["mask"].shape != self.size:
+            pair["mask"] = cv2.resize(pair["mask"], (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        for operation in self._after:
+            pair = operation(**pair)
+        return np.ascontiguousarray(pair["image"]), np.ascontiguousarray(pair["mask"])
+
     def _reseed(self, seed: int) -> None:
         seed &= _MASK
         self._python.seed(seed)

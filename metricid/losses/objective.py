@@ -11,7 +11,7 @@ from metricid.losses.recipe import Column, Facts, build_terms
 from metricid.losses.recipe_checks import list_problems
 from metricid.losses.remembered import RememberedLoss
 from metricid.losses.schedules import Plateau
-from metricid.losses.side_terms import Distillation, Perturbed, WeightPenalty, class_vectors
+from metricid.losses.side_terms import Distillation, MaskTask, Perturbed, WeightPenalty, class_vectors
 from metricid.losses.term import Gather, Moment, Place, Side, SideTerm, Term
 
 
@@ -86,6 +86,7 @@ class Objective(nn.Module):
         columns: Mapping[str, Column] | None = None,
         teachers: Mapping[str, int] | None = None,
         pixels: tuple[Sequence[float], Sequence[float]] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        map_channels: int | None = None,
     ) -> "Objective":
         """Builds an objective from the list of a recipe.
 
@@ -101,6 +102,7 @@ class Objective(nn.Module):
             columns: what the training data say of the columns that terms name, by `recipe.column_key`.
             teachers: width of each teacher's embedding, by the `teacher` of the terms.
             pixels: mean and standard deviation per channel, as the images were normalised.
+            map_channels: of the network's feature map [B, C, h, w], for a mask.
 
         Raises:
             ValueError: all problems of the list in one message, or a column or teacher that is missing.
@@ -119,6 +121,7 @@ class Objective(nn.Module):
             teachers or {},
             tuple(pixels[0]),
             tuple(pixels[1]),
+            map_channels,
         )
         built = build_terms(terms, facts)
         return cls(built, None if balance is None else BALANCES.build(balance, terms=len(built)))
@@ -210,6 +213,11 @@ class Objective(nn.Module):
         """The teachers that the terms which are on at this progress of the training listen to."""
         losses = [term.loss for term in self.terms if term.active(progress)]
         return {loss.teacher for loss in losses if isinstance(loss, Distillation)}
+
+    @property
+    def reads_map(self) -> bool:
+        """Whether a term wants `Side.map`."""
+        return any(isinstance(term.loss, MaskTask) for term in self.terms)
 
     def _parameters_of(self, place: int) -> list[nn.Parameter]:
         """What is trained for one term alone."""

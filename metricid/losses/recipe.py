@@ -21,6 +21,7 @@ from metricid.losses.side_terms import (
     CategoryTask,
     Distillation,
     DomainConfusion,
+    MaskTask,
     NetworkPenalty,
     NumberTask,
     Perturbed,
@@ -52,12 +53,17 @@ KEYS: dict[str, Any] = {
 SIDE_KEYS: dict[str, Any] = {
     "of": str,
     "teacher": str,
-    "task": Literal["category", "attributes", "number"],
+    "task": Literal["category", "attributes", "number", "mask"],
     "column": str,
     "columns": list[str],
     "memory": Any,
 }
-TASK_LOSSES = {"category": "softmax", "attributes": "binary_cross_entropy", "number": "smooth_l1"}
+TASK_LOSSES = {
+    "category": "softmax",
+    "attributes": "binary_cross_entropy",
+    "number": "smooth_l1",
+    "mask": "dice",
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class Facts:
         teachers: width of each teacher's embedding, by what the terms call it.
         mean: per channel, as images are normalised.
         std: per channel.
+        map_channels: of the network's feature map; None if it has none.
     """
 
     num_classes: int
@@ -98,6 +105,7 @@ class Facts:
     teachers: Mapping[str, int] = field(default_factory=dict)
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    map_channels: int | None = None
 
 
 def column_key(options: Mapping[str, Any]) -> str | None:
@@ -136,6 +144,13 @@ def _build_loss(
 ) -> nn.Module:
     chosen = loss_options(options)
     registry = registry_of(options)
+    if options.get("task") == "mask":
+        if facts.map_channels is None:
+            raise ValueError(
+                "task mask needs a backbone with a feature map in two dimensions, such as resnet18, "
+                "and model.pooling avg or gem"
+            )
+        return MaskTask(registry.build(chosen), column_key(options) or "", facts.map_channels)
     if "task" in options:
         return _build_task(options, chosen, registry, dim, _column(options, facts))
     if registry is LOSSES:
@@ -187,7 +202,7 @@ def _column(options: Mapping[str, Any], facts: Facts) -> Column:
 def registry_of(options: Mapping[str, Any]) -> Registry:
     """Where the loss of a term is registered; `LOSSES` for an unknown name."""
     if "task" in options:
-        return TASKS if options["task"] == "number" else LOSSES
+        return TASKS if options["task"] in ("number", "mask") else LOSSES
     known = (registry for registry in (REGULARISERS, DISTILLATION, ADVERSARIAL) if _has(registry, options))
     return next(known, LOSSES)
 

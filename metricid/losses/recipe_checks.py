@@ -52,7 +52,8 @@ def list_problems(terms: Any) -> list[tuple[str, str]]:
             continue
         found += [(f"{index}.{key}".rstrip("."), text) for key, text in _term_problems(options)]
     if not found:
-        found = _name_problems(terms) + _gap_problems(terms) + _momentum_problems(terms)
+        found = _name_problems(terms) + _gap_problems(terms)
+        found += _momentum_problems(terms) + _mask_problems(terms)
     return found or _partner_problems(terms)
 
 
@@ -157,6 +158,10 @@ def _task_problems(options: Mapping[str, Any], cls: type, chosen: Mapping[str, A
         found.append(("loss", "a category takes a classification loss, such as softmax or focal"))
     if task == "number" and chosen["loss"] == "dice":
         found.append(("loss", "a number takes mse, mae, smooth_l1 or huber"))
+    if task == "mask" and (chosen["loss"] != "dice" or chosen.get("form", "binary") != "binary"):
+        found.append(("loss", "a mask takes dice with form: binary"))
+    if task == "mask" and "on" in options:
+        found.append(("on", "is not for task mask, which reads the feature map before the pooling"))
     return found
 
 
@@ -199,6 +204,12 @@ def _name_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         for index, name in enumerate(given)
         if name is not None and name in given[:index]
     ]
+
+
+def _mask_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Images come with one mask."""
+    places = [i for i, term in enumerate(terms) if term.get("task") == "mask"]
+    return [(f"{place}.task", "a recipe has one mask at most") for place in places[1:]]
 
 
 def _gap_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Terms of an objective that read more than embeddings and labels: weights, images, columns, a teacher."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -237,6 +238,46 @@ class NumberTask(SideTerm):
         dtype = compute_dtype(x, self.linear.weight)
         with no_autocast(x):
             return F.linear(x.to(dtype), self.linear.weight.to(dtype), self.linear.bias.to(dtype)).squeeze(1)
+
+
+class MaskTask(SideTerm):
+    """A mask image drawn from the feature map: a 1x1 convolution, enlarged to the size of the image.
+
+    Args:
+        loss: maps (logits [B, H, W], target [B, H, W], mask [B, H, W]) to a mean over the images with a mask.
+        column: its name among `Side.columns`: uint8 [B, H, W], 0 or 1, and 255 for a missing value.
+        channels: C of the feature map.
+    """
+
+    def __init__(self, loss: nn.Module, column: str, channels: int):
+        super().__init__()
+        self.loss, self.column = loss, column
+        self.conv = nn.Conv2d(channels, 1, 1)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def at(self, moment: Moment) -> Tensor:
+        """The mean over the known masks of all ranks; 0 with a graph if there is none."""
+        target = _column(moment, self.column)
+        found = _present(moment.side.map, "the feature map", "map")
+        known = target != 255
+        loss = self.loss(self._logits(found, target.shape[1:]), (target == 1).float(), known)
+        if moment.gather is None:
+            return loss
+        counted = known.flatten(1).any(dim=1)  # ranks may know unlike numbers of masks
+        _, joined = moment.gather(moment.x.detach(), counted)
+        ranks = len(joined) / len(counted)
+        return loss * (ranks * counted.sum() / joined.sum().clamp_min(1))
+
+    def predict(self, found: Tensor, size: tuple[int, int]) -> Tensor:
+        """[B, *size] probabilities, of a feature map [B, C, h, w]."""
+        return self._logits(found, size).sigmoid()
+
+    def _logits(self, found: Tensor, size: Sequence[int]) -> Tensor:
+        dtype = compute_dtype(found, self.conv.weight)
+        with no_autocast(found):
+            bias = cast(Tensor, self.conv.bias)
+            small = F.conv2d(found.to(dtype), self.conv.weight.to(dtype), bias.to(dtype))
+            return F.interpolate(small, size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def _logits_of(moment: Moment, name: str) -> Tensor:

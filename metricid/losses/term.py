@@ -32,14 +32,16 @@ class Side:
         model: maps images to (features [B, F], embedding [B, D]); the network in training.
         images: [B, C, H, W], as `model` takes them.
         columns: values of manifest columns, row i for image i: int64 with -1 for a missing value, or float
-            with NaN for it.
+            with NaN for it; masks are [B, H, W] uint8, 0 or 1, and 255 for a missing one.
         teachers: what each teacher says of the batch.
+        map: [B, C, h, w], the feature map of the network.
     """
 
     model: nn.Module | None = None
     images: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     teachers: Mapping[str, Taught] = field(default_factory=dict)
+    map: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -121,13 +121,13 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
-    """The last feature map or tokens of the network: `[B, C, N]`, N positions, without prefix tokens."""
+    """The last feature map of the network `[B, C, h, w]`, or its tokens `[B, C, N]`, no prefix tokens."""
     forward: Callable[[Tensor], Tensor] = backbone.forward_features  # type: ignore[assignment]
     x = forward(images)
     if x.ndim == 4:
         if getattr(backbone, "output_fmt", None) == "NHWC":
             x = x.permute(0, 3, 1, 2)
-        return x.flatten(2)
+        return x
     if x.ndim == 3:
         return x[:, getattr(backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
     raise InputError(

@@ -32,6 +32,14 @@ class Preprocessing:
     color_order: Literal["RGB", "BGR"] = "RGB"
 
 
+class MappedOutput(NamedTuple):
+    """An `EmbedderOutput` with the feature map [B, C, h, w] that was pooled."""
+
+    features: Tensor
+    embedding: Tensor
+    map: Tensor
+
+
 class EmbedderOutput(NamedTuple):
     """`features` [B, F] before the neck, `embedding` [B, D] after it; neither is normalised."""
 
@@ -70,6 +78,7 @@ class Embedder(nn.Module):
 
     Attributes:
         channels_last: memory order of what `normalize` gives; set it as that of the weights.
+        map_channels: C of the feature map [B, C, h, w] that is pooled; None for tokens and native pooling.
 
     Raises:
         InputError: an unknown backbone, an option it refuses, weights that do not fit.
@@ -88,6 +97,7 @@ class Embedder(nn.Module):
             config.backbone, size=size, pretrained=pretrained, weights=weights, options=options
         )
         self.pooling = _build_pooling(config.pooling)
+        self.map_channels: int | None = None
         width = self._measure_width(size)
         dim = config.embedding_dim or width
         if config.neck == "linear_bn" and config.embedding_dim is None:
@@ -106,20 +116,27 @@ class Embedder(nn.Module):
         self.channels_last = True
         self.register_buffer("pixel_scale", (1.0 / scale).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> EmbedderOutput:
+    def forward(self, images: Tensor, *, with_map: bool = False) -> EmbedderOutput | MappedOutput:
         """Embeds a batch.
 
         Args:
             images: uint8 `[B, H, W, 3]` RGB pixels, or a normalised float `[B, 3, H, W]` batch.
+            with_map: also give the feature map; needs `map_channels`.
 
         Returns:
             `features` [B, F] and `embedding` [B, D].
         """
         x = self.normalize(images) if images.dtype == torch.uint8 else images
-        features = self.reduction(self._pool(x))
-        return EmbedderOutput(features, self.neck(features))
+        pooled, found = self._pool(x)
+        features = self.reduction(pooled)
+        embedding = self.neck(features)
+        if with_map and found is not None:
+            return MappedOutput(features, embedding, found)
+        return EmbedderOutput(features, embedding)
 
-    def embed(self, images: Tensor, *, flip: bool = False, output: EmbedderOutput | None = None) -> Tensor:
+    def embed(
+        self, images: Tensor, *, flip: bool = False, output: EmbedderOutput | MappedOutput | None = None
+    ) -> Tensor:
         """What search and evaluation use: the `output` of the configuration, not normalised.
 
         Args:
@@ -151,16 +168,18 @@ class Embedder(nn.Module):
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         return x.float().sub_(self.pixel_shift).mul_(self.pixel_scale).contiguous(memory_format=order)
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """One vector per image, and what it was pooled from."""
         if self.pooling is None:
-            return self.backbone(x)
-        return self.pooling(feature_map(self.backbone, x))
+            return self.backbone(x), None
+        found = feature_map(self.backbone, x)
+        return self.pooling(found.flatten(2)), found
 
     def _measure_width(self, size: tuple[int, int]) -> int:
         """One forward pass: what the model says of its width is not always what it gives."""
         self.eval()
         try:
-            pooled = self._pool(torch.zeros(1, 3, *size))
+            pooled, found = self._pool(torch.zeros(1, 3, *size))
         except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -174,6 +193,7 @@ class Embedder(nn.Module):
                 f"model.pooling: {self.config.backbone} gives {shape} with pooling {self.config.pooling}, "
                 "not one vector per image; use model.pooling=avg"
             )
+        self.map_channels = found.shape[1] if found is not None and found.ndim == 4 else None
         freeze_unused(self.backbone, pooled)
         self.train()
         return pooled.shape[1]

@@ -1,6 +1,6 @@
 """From a recipe to the parts of a run: data, model, objective, optimiser."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from metricid.config import Problem, RunConfig, parse_recipe
 from metricid.data.dataset import ImageDataset
 from metricid.data.factory import Splits, build_splits, data_problems, pick_workers
 from metricid.data.loader import Loader
+from metricid.data.masks import check_masks
 from metricid.data.samplers import SAMPLERS
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
@@ -20,6 +21,7 @@ from metricid.losses.objective import Objective
 from metricid.models.backbone import backbone_problem
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, default_preprocessing
 from metricid.registry import unknown
+from metricid.training.columns import column_texts
 from metricid.training.distributed import World, join_batchnorm
 from metricid.training.mined import MinedBatches, mined_batches
 from metricid.training.optim import build_optimizer, parameter_groups
@@ -116,6 +118,7 @@ def build_run(config: RunConfig, world: World) -> Run:
         build_transform(config.data.augment, size=config.data.size, train=True),
         seed=config.seed,
         on_corrupt=config.data.on_corrupt,
+        masks=_masks(config.objective, splits),
     )
     loader = Loader(
         dataset,
@@ -138,6 +141,7 @@ def build_run(config: RunConfig, world: World) -> Run:
             balance=config.balance,
             columns=side.columns.facts(),
             teachers=side.teacher_widths(),
+            map_channels=embedder.map_channels,
             pixels=(embedder.config.preprocessing.mean, embedder.config.preprocessing.std),
         )
     except ValueError as error:
@@ -156,6 +160,18 @@ def build_run(config: RunConfig, world: World) -> Run:
     return Run(
         config, world, splits, label_map, loader, side, mined, embedder, objective, optimizer, precision
     )
+
+
+def _masks(terms: Sequence[Mapping[str, Any]], splits: Splits) -> list[str] | None:
+    """The path of each training image's mask, or None where no term reads masks; all files are there."""
+    column = next((term["column"] for term in terms if term.get("task") == "mask"), None)
+    if column is None:
+        return None
+    for part in (splits.test, splits.train):
+        if part is not None:
+            paths = column_texts(part, column)
+            check_masks(paths, splits.source, part.paths)
+    return paths
 
 
 def _model_problems(values: Mapping[str, Any]) -> list[Problem]:

@@ -21,7 +21,7 @@ class ColumnRule:
     """How the text of one key becomes numbers; learned from the training images, kept in checkpoints.
 
     Attributes:
-        kind: category (also of a domain), attributes or number.
+        kind: category (also of a domain), attributes, number, or mask (paths of images).
         names: the columns; one but for attributes.
         classes: of a category, sorted.
         counts: training images of each class.
@@ -30,7 +30,7 @@ class ColumnRule:
         shares: of yes among the known training values of each attribute.
     """
 
-    kind: Literal["category", "attributes", "number"]
+    kind: Literal["category", "attributes", "number", "mask"]
     names: tuple[str, ...]
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
@@ -66,7 +66,7 @@ class ColumnRule:
         Raises:
             InputError: a column is missing.
         """
-        return [_texts(manifest, name) for name in self.names]
+        return [column_texts(manifest, name) for name in self.names]
 
     @classmethod
     def learn(cls, kind: str, names: Sequence[str], manifest: Manifest) -> "ColumnRule":
@@ -76,8 +76,12 @@ class ColumnRule:
             InputError: a column is missing or empty, a category has one class, a number does not vary.
         """
         where = ", ".join(names)
+        if kind == "mask":
+            if not any(column_texts(manifest, names[0])):
+                raise InputError(f"objective: column {where} of the training images is empty")
+            return cls("mask", tuple(names))
         if kind == "category":
-            known = [text for text in _texts(manifest, names[0]) if text]
+            known = [text for text in column_texts(manifest, names[0]) if text]
             classes, counts = np.unique(np.array(known, object).astype(str), return_counts=True)
             if len(classes) < 2:
                 held = "is empty" if len(classes) == 0 else f"holds {str(classes[0])!r} alone"
@@ -127,8 +131,13 @@ class Columns:
         return cls(rules)
 
     def encode(self, manifest: Manifest) -> dict[str, Tensor]:
-        """The values of all rows, by key, as `ColumnRule.encode` gives them."""
-        return {key: rule.encode(manifest) for key, rule in self.rules.items()}
+        """The values of all rows, by key, as `ColumnRule.encode` gives them; masks come with the images."""
+        return {key: rule.encode(manifest) for key, rule in self.rules.items() if rule.kind != "mask"}
+
+    @property
+    def mask(self) -> str | None:
+        """The column with the paths of masks, if there is one."""
+        return next((key for key, rule in self.rules.items() if rule.kind == "mask"), None)
 
     def facts(self) -> dict[str, Column]:
         """What an objective is built from."""
@@ -151,8 +160,12 @@ class Columns:
         return cls(rules)
 
 
-def _texts(manifest: Manifest, name: str) -> list[str]:
-    """The cells of a column, '' for an empty one."""
+def column_texts(manifest: Manifest, name: str) -> list[str]:
+    """The cells of a column that an objective names, '' for an empty one.
+
+    Raises:
+        InputError: the column is missing.
+    """
     cells = manifest.column(name) if name in manifest.table.column_names else None
     if cells is None:
         raise InputError(

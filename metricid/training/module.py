@@ -42,7 +42,11 @@ class TrainingModule(nn.Module):
             images = self.embedder.normalize(images)
             side = replace(side, images=images)
         with self.precision.autocast():
-            features, embedding = self.embedder(images)
+            if self.objective.reads_map:
+                features, embedding, found = self.embedder(images, with_map=True)
+                side = replace(side, map=found)
+            else:
+                features, embedding = self.embedder(images)
             output = self.objective(
                 features, embedding, labels, progress, self.gather, norms=norms, side=side
             )

@@ -99,7 +99,7 @@ def _conclude(run: Run, trainer: Trainer, folder: Path) -> Outcome:
                 results += evaluate_model(
                     embedder, source, test, data, options, world, run.precision, "untrained network"
                 )
-        results += tasks.results(embedded.table, world, name)
+        results += tasks.results(embedded.table, source, config.data.size, world, name)
     seconds = position.train_seconds
     values = {
         "run": str(folder),

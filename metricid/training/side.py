@@ -42,6 +42,8 @@ class SideData:
         columns = {
             key: values[batch.index].to(self.device, non_blocking=True) for key, values in self.values.items()
         }
+        if batch.masks is not None and self.columns.mask is not None:
+            columns[self.columns.mask] = batch.masks.to(self.device, non_blocking=True)
         asked = {name: teacher for name, teacher in self.teachers.items() if name in teachers}
         taught = {name: teacher.of(images, batch.index) for name, teacher in asked.items()}
         return Side(columns=columns, teachers=taught)

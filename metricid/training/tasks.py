@@ -5,24 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from metricid.data.manifest import Manifest
+from metricid.data.masks import read_mask
+from metricid.data.sources import ImageSource
 from metricid.errors import InputError
 from metricid.evaluation import ProtocolResult
-from metricid.evaluation.tasks import attribute_metrics, category_metrics, number_metrics
+from metricid.evaluation.tasks import attribute_metrics, category_metrics, mask_overlap, number_metrics
 from metricid.losses.objective import Objective
 from metricid.losses.recipe import SIDE_KEYS, column_key, loss_options, term_names
-from metricid.losses.side_terms import AttributeTask, CategoryTask, NumberTask
+from metricid.losses.side_terms import AttributeTask, CategoryTask, MaskTask, NumberTask
 from metricid.losses.term import Place
-from metricid.models.embedder import Embedder, EmbedderOutput
+from metricid.models.embedder import Embedder, EmbedderOutput, MappedOutput
 from metricid.models.weights import first_line
 from metricid.training.columns import ColumnRule, Columns
 from metricid.training.distributed import World, gather_objects
 
-Predictor = CategoryTask | AttributeTask | NumberTask
+Predictor = CategoryTask | AttributeTask | NumberTask | MaskTask
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class TaskHeads:
                 feature_dim=embedder.feature_dim,
                 embedding_dim=embedder.embedding_dim,
                 columns=columns.facts(),
+                map_channels=embedder.map_channels,
             )
             known = objective.state_dict().keys()
             objective.load_state_dict({k: v for k, v in state["objective"].items() if k in known})
@@ -105,17 +109,31 @@ class TaskHeads:
             head.term.to(embedder.pixel_shift.device)
         return cast(Embedder, _Watched(embedder, self)) if self.heads else embedder
 
-    @torch.inference_mode()
-    def see(self, output: EmbedderOutput) -> None:
-        """Keeps what each head says of a batch."""
-        for head in self.heads:
-            self._said[head.name].append(head.term.predict(getattr(output, head.on)).cpu().numpy())
+    @property
+    def read_map(self) -> bool:
+        """Whether a head reads the feature map."""
+        return any(isinstance(head.term, MaskTask) for head in self.heads)
 
-    def results(self, table: Manifest, world: World, subject: str = "") -> list[ProtocolResult]:
+    @torch.inference_mode()
+    def see(self, output: EmbedderOutput | MappedOutput, size: tuple[int, int]) -> None:
+        """Keeps what each head says of a batch of images of a size; of a mask, one bit a pixel."""
+        for head in self.heads:
+            if isinstance(head.term, MaskTask):
+                found = head.term.predict(cast(MappedOutput, output).map, size) >= 0.5
+                said = np.packbits(found.flatten(1).cpu().numpy(), axis=1)
+            else:
+                said = head.term.predict(getattr(output, head.on)).cpu().numpy()
+            self._said[head.name].append(said)
+
+    def results(
+        self, table: Manifest, source: ImageSource, size: tuple[int, int], world: World, subject: str = ""
+    ) -> list[ProtocolResult]:
         """How right the heads were, each beside a guess that looks at no image.
 
         Args:
             table: the images seen, on all ranks, in order.
+            source: where masks are.
+            size: (height, width) of what the network saw.
             world: this process among its peers.
             subject: what is evaluated.
 
@@ -126,7 +144,10 @@ class TaskHeads:
         found = []
         for head in self.heads:
             said = np.concatenate([part[head.name] for part in parts])
-            found += JUDGES[head.rule.kind](head, said, table, subject)
+            if head.rule.kind == "mask":
+                found += _mask(head, said, table, source, size, subject)
+            else:
+                found += JUDGES[head.rule.kind](head, said, table, subject)
         return found
 
 
@@ -140,8 +161,8 @@ class _Watched:
         return getattr(self._embedder, name)
 
     def embed(self, images: Tensor, *, flip: bool = False) -> Tensor:
-        output = self._embedder(images)
-        self._heads.see(output)
+        output = self._embedder(images, with_map=self._heads.read_map)
+        self._heads.see(output, self._embedder.config.preprocessing.size)
         return self._embedder.embed(images, flip=flip, output=output)
 
 
@@ -203,6 +224,41 @@ def _number(head: Head, said: np.ndarray, table: Manifest, subject: str) -> list
             ProtocolResult("number", variant, metrics, counts, notes=notes, units=units, subject=who)
         )
     return found
+
+
+def _mask(
+    head: Head, said: np.ndarray, table: Manifest, source: ImageSource, size: tuple[int, int], subject: str
+) -> list[ProtocolResult]:
+    """The mean over images; a mask is brought to the size that the network saw."""
+    name = head.rule.names[0]
+    overlaps = []
+    for path, image, bits in zip(head.rule.texts(table)[0], table.paths, said, strict=True):
+        if path:
+            overlaps.append(_overlap(source, path, image, bits, size))
+    counts = {"known": len(overlaps), "missing": len(table) - len(overlaps)}
+    means = np.array(overlaps).mean(axis=0) if overlaps else np.zeros((2, 2))
+    return [
+        ProtocolResult(
+            "mask",
+            f"{name}, mean over images, {size[0]}x{size[1]} pixels, no flip",
+            {"Dice": float(values[0]), "IoU": float(values[1])} if overlaps else {},
+            counts,
+            notes=[] if overlaps else [f"No image has a value of {name}."],
+            subject=who,
+        )
+        for who, values in zip((subject, "whole image"), means, strict=True)
+    ]
+
+
+def _overlap(
+    source: ImageSource, path: str, image: str, bits: np.ndarray, size: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """Dice and IoU of a prediction, and of a mask that covers the image."""
+    truth = read_mask(source, path, source.read(image).shape[:2], image)
+    height, width = size
+    truth = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    guess = np.unpackbits(bits, count=height * width).reshape(size).astype(bool)
+    return [mask_overlap(guess, truth), mask_overlap(np.ones_like(truth), truth)]
 
 
 JUDGES = {"category": _category, "attributes": _attributes, "number": _number}

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,14 @@ from run_states import equal_but_for_the_clock, equal_to_the_bit, final_state
 from torch.testing import assert_close
 
 from metricid.cli.main import main
+from metricid.data.dataset import ImageDataset
+from metricid.data.loader import Loader
 from metricid.data.manifest import Manifest
+from metricid.data.masks import read_mask
+from metricid.data.samplers import ShuffleSampler
+from metricid.data.sources import FolderSource
+from metricid.data.synthetic import SyntheticPedestrians
+from metricid.data.transforms import build_transform
 from metricid.errors import InputError
 from metricid.losses.objective import Objective
 from metricid.losses.recipe import Column
@@ -82,6 +90,7 @@ def with_tasks(small):
             {"task": "category", "column": "color", "loss": "focal", "weight": 0.3},
             {"task": "attributes", "columns": ["hat", "carries"], "on": "features", "weight": 0.3},
             {"task": "number", "column": "height", "weight": {"linear": [0.1, 0.3]}},
+            {"task": "mask", "column": "mask", "weight": 0.3},
         ],
     )
     return small
@@ -90,7 +99,7 @@ def with_tasks(small):
 def test_a_run_measures_its_tasks_and_evaluate_finds_the_same(small, capsys):
     outcome = with_tasks(small).train()
     results = {r["protocol"]: r for r in outcome.values["results"] if r["subject"].startswith("small")}
-    assert list(results) == ["identification", "category", "attributes", "number"]
+    assert list(results) == ["identification", "category", "attributes", "number", "mask"]
     test = Manifest.read(small.run / "manifests" / "test.csv")
     missing = {name: int((test.column(name) == "").sum()) for name in ("color", "hat", "carries", "height")}
     assert results["category"]["counts"]["missing"] == missing["color"] > 0
@@ -104,6 +113,12 @@ def test_a_run_measures_its_tasks_and_evaluate_finds_the_same(small, capsys):
     mean = np.mean([float(text) for text in train_heights if text])
     known = np.array([float(text) for text in test.column("height") if text])
     assert guess["metrics"]["MAE"] == pytest.approx(np.abs(known - mean).mean(), rel=1e-5)
+    counts = [int((test.column("mask") != "").sum()), int((test.column("mask") == "").sum())]
+    assert list(results["mask"]["counts"].values()) == counts
+    whole = next(r for r in outcome.values["results"] if r["subject"] == "whole image")["metrics"]
+    people = SyntheticPedestrians(size=(32, 16), identities=16, images=6, attributes=True)
+    shares = [people.read(path)[:, :, 0].mean() / 255 for path in test.column("mask") if path]
+    assert whole["IoU"] == pytest.approx(np.mean(shares))
     page = (small.run / "report.html").read_text()
     assert "balanced accuracy" in page and "RMSE" in page
     capsys.readouterr()
@@ -121,7 +136,7 @@ def test_other_data_is_measured_by_the_words_of_the_training(small, capsys):
     assert main(other) == 0
     out, err = capsys.readouterr()
     assert [r["protocol"] for r in json.loads(out)["results"]] == ["identification"]
-    assert "has no column 'color', 'hat', 'carries', 'height'; tasks that need it are left out" in err
+    assert "has no column 'color', 'hat', 'carries', 'height', 'mask'; tasks that need it are left out" in err
     assert main([*other, "--tasks"]) == 2
     assert "--tasks: manifest has no column 'color'" in capsys.readouterr().err
     assert main([*other, "--option", "attributes=true"]) == 0
@@ -257,3 +272,152 @@ def test_columns_become_numbers():
     assert columns.rules["age"].mean == pytest.approx(20.5)
     assert columns.rules["color"].counts == (1, 2)
     assert Columns.from_plain(columns.plain()) == columns
+
+
+def test_a_mask_that_is_missing_leaves_the_loss_of_the_others_and_no_gradient():
+    found = torch.randn(4, 5, 2, 2, requires_grad=True)
+    target = (torch.rand(4, 8, 6) > 0.5).to(torch.uint8)
+    target[2] = 255
+    losses = []
+    for rows in ([0, 1, 2, 3], [0, 1, 3]):
+        torch.manual_seed(0)
+        objective = Objective.from_config(
+            [{"task": "mask", "column": "mask"}],
+            num_classes=2,
+            feature_dim=4,
+            embedding_dim=4,
+            columns={"mask": Column()},
+            map_channels=5,
+        )
+        side = Side(columns={"mask": target[rows]}, map=found[rows])
+        x = torch.zeros(len(rows), 4)
+        output = objective(x, x, torch.zeros(len(rows), dtype=torch.int64), 0.5, side=side)
+        found.grad = None
+        output.total.backward()
+        losses.append((output.total.detach(), found.grad, objective.losses["mask"].conv.weight.grad))
+    assert_close(losses[0], losses[1])
+    assert (losses[0][1][2] == 0).all() and losses[0][1][[0, 1, 3]].abs().sum() > 0
+    head = objective.losses["mask"]
+    small = torch.einsum("bchw,c->bhw", found, head.conv.weight[0, :, 0, 0]) + head.conv.bias
+    logits = torch.nn.functional.interpolate(small[:, None], size=(8, 6), mode="bilinear")[:, 0]
+    p, g = logits.sigmoid()[[0, 1, 3]].flatten(1), target[[0, 1, 3]].flatten(1).float()
+    dice = 1 - (2 * (p * g).sum(1) + 1) / ((p * p).sum(1) + (g * g).sum(1) + 1)
+    assert_close(losses[0][0], dice.mean().detach())
+
+
+GEOMETRY = {"color": 0.0, "erase": 0.0, "low_resolution": 0.0, "blur": 0.0, "gray": 0.0, "crop": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("preset", "options"), [("plain", {}), ("face", GEOMETRY | {"warp": 1.0}), ("reid", GEOMETRY)]
+)
+def test_the_mask_goes_where_the_pixels_go(preset, options):
+    transform = build_transform(preset, (64, 48), train=True, **options)
+    blocks = (np.random.default_rng(0).random((6, 5)) > 0.5).astype(np.uint8)
+    mask = cv2.resize(blocks, (75, 90), interpolation=cv2.INTER_NEAREST)
+    image = np.repeat(mask[:, :, None] * 255, 3, axis=2)
+    results = []
+    for seed in range(20):
+        pixels, moved = transform.with_mask(image, mask, seed)
+        assert (pixels == transform(image, seed)).all(), "the mask changes no pixel"
+        assert moved.shape == (64, 48) and set(np.unique(moved)) <= {0, 1}
+        assert ((pixels[:, :, 0] > 127) == (moved == 1)).mean() > 0.93
+        results.append(moved.tobytes())
+    assert (len(set(results)) > 1) == (preset != "plain")
+
+
+def test_what_is_no_geometry_leaves_the_mask_alone():
+    options = {"color": 1.0, "erase": 1.0, "low_resolution": 1.0, "blur": 1.0, "gray": 1.0}
+    transform = build_transform("reid", (64, 48), train=True, flip=0.0, crop=0.0, **options)
+    mask = np.zeros((64, 48), np.uint8)
+    mask[10:40, 5:30] = 1
+    image = np.full((64, 48, 3), 200, np.uint8)
+    pixels, moved = transform.with_mask(image, mask, 3)
+    assert (moved == mask).all() and (pixels != image).any()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_bring_masks_and_say_which_are_missing(workers):
+    people = SyntheticPedestrians(identities=4, images=4, size=(32, 16), attributes=True, missing=0.4)
+    table = people.manifest()
+    masks = table.column("mask").tolist()
+    transform = build_transform("plain", (32, 16), train=True)
+    dataset = ImageDataset(people, table, table.labels(), transform, seed=0, masks=masks)
+    loader = Loader(dataset, ShuffleSampler(table.labels(), batch_size=8, seed=0), workers=workers)
+    seen = 0
+    for batch in loader.epoch(0):
+        for row, mask in zip(batch.index.tolist(), batch.masks.numpy(), strict=True):
+            truth = people.read(masks[row])[:, :, 0] // 255 if masks[row] else np.full((32, 16), 255)
+            assert (mask == truth).all()
+            seen += 1
+    loader.close()
+    assert seen == 16 and "" in masks
+    plain = ImageDataset(people, table, table.labels(), transform, seed=0)
+    assert plain.__getitems__([(0, 0, 0)]).masks is None
+
+
+NAMES = ["a0", "a1", "b0", "b1", "c0", "c1"]
+
+
+def with_photos(small, folder, masks, **changes):
+    """Three people, two images each, of which some have masks."""
+    for name in (*NAMES, "mask"):
+        shade = 255 if name == "mask" else 90
+        cv2.imwrite(str(folder / f"{name}.png"), np.full((20, 10, 3), shade, np.uint8))
+    cells = masks + [""] * (len(NAMES) - len(masks))
+    table = Manifest.from_columns([f"{n}.png" for n in NAMES], [n[0] for n in NAMES], mask=cells)
+    table.write(folder / "people.csv")
+    sampler = {"name": "shuffle", "batch_size": 6}
+    data = {"train": "manifest", "manifest": str(folder / "people.csv"), "sampler": sampler}
+    return small.set(
+        data={**data, "size": [32, 32], "workers": 0, **changes.pop("data", {})},
+        objective=[{"loss": "softmax"}, {"task": "mask", "column": "mask"}],
+        train={"images": 12, "precision": "fp32"},
+        **changes,
+    )
+
+
+def test_masks_of_files_are_read_and_bad_ones_named(small, tmp_path):
+    cv2.imwrite(str(tmp_path / "large.png"), np.full((40, 20, 3), 255, np.uint8))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with_photos(small, tmp_path, ["mask.png", "", "mask.png"]).train()
+    for name, masks, message in (
+        ("lost", ["mask.png", "", "", "lost.png"], r"the mask 'lost.png' of b1.png does not exist"),
+        ("large", ["large.png"], "large.png: the mask has 20 x 40 pixels, but its image a0.png 10 x 20"),
+        ("broken", ["broken.png", "mask.png"], "broken.png: not an image"),
+        ("none", [], "column mask of the training images is empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            with_photos(small, tmp_path, masks, name=name).train()
+    masks = ["broken.png", "mask.png"]
+    values = with_photos(small, tmp_path, masks, name="skip", data={"on_corrupt": "skip"}).train().values
+    assert values["skipped_images"] == ["broken.png"]
+
+
+def test_masks_of_zeros_and_ones_and_of_black_and_white_are_the_same(tmp_path):
+    marks = np.zeros((6, 4), np.uint8)
+    marks[2:, 1:] = 1
+    for name, scale in (("ones", 1), ("white", 255)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), marks * scale)
+        assert (read_mask(FolderSource(tmp_path), f"{name}.png", (6, 4), "a.png") == marks).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__pooling": "native"}, "task mask needs a backbone with a feature map"),
+        (
+            {"model__backbone": "test_vit", "data__size": [160, 160]},
+            "task mask needs a backbone with a feature",
+        ),
+        ({"objective": [{"task": "mask", "column": "mask", "on": "features"}]}, "on: is not for task mask"),
+        ({"objective": [{"task": "mask", "column": "mask", "form": "multiclass"}]}, "a mask takes dice with"),
+        ({"objective": [{"task": "mask", "column": "mask", "loss": "mse"}]}, "a mask takes dice with form"),
+        ({"objective": [{"task": "mask", "column": "mask"}] * 2}, "a recipe has one mask at most"),
+        ({"objective": [{"task": "mask"}]}, "is required: the name of a manifest column"),
+    ],
+)
+def test_masks_that_cannot_be_learned_are_one_line(small, changes, message):
+    with_tasks(small).values.pop("balance")
+    with pytest.raises(InputError, match=message):
+        small.set(**changes).train()
