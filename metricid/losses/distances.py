@@ -155,7 +155,7 @@ def gradients(
     weights: Callable[[slice], Tensor] | None,
     *,
     pull: bool,
-    needs_y: bool,
+    wanted: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the rows, in their dtype, from a sheet of slopes.
 
@@ -165,11 +165,11 @@ def gradients(
         sheet: [B, M].
         weights: rows -> what their slopes are multiplied with, [R, M]; symmetric where `y` is None.
         pull: the sheet holds the pull between rows, and not the slope in their product.
-        needs_y: compute the second gradient, too.
+        wanted: rows of `y`, from the first on, that get a gradient; without any the second one is None.
     """
     other = x if y is None else y
     dx = torch.empty_like(x)
-    dy = torch.zeros_like(other) if y is not None and needs_y else None
+    dy = torch.zeros_like(other[:wanted]) if y is not None and wanted else None
     for rows in row_blocks(x, len(other)):
         block = sheet[rows]
         if y is None:  # contiguous copies make the transposition fast
@@ -179,11 +179,11 @@ def gradients(
         block = block.to(x.dtype)
         torch.mm(block, other, out=dx[rows])
         if dy is not None:
-            dy.addmm_(block.T, x[rows])
+            dy.addmm_(block[:, :wanted].T, x[rows])
         if pull:
             torch.addcmul(-dx[rows], block.sum(dim=1, keepdim=True), x[rows], out=dx[rows])
             if dy is not None:
-                dy.addcmul_(block.sum(dim=0)[:, None], other, value=-1)
+                dy.addcmul_(block[:, :wanted].sum(dim=0)[:, None], other[:wanted], value=-1)
     if dy is not None and pull:
         dy.neg_()
     return dx, dy
@@ -195,7 +195,11 @@ def add_near(x: Tensor, y: Tensor | None, pairs: Tensor, pull: Tensor, dx: Tenso
         gap *= pull[part, None]
         dx.index_add_(0, pairs[0, part], gap)
         if y is None or dy is not None:
-            (dx if dy is None else dy).index_add_(0, pairs[1, part], gap, alpha=-1)
+            target, columns = dx if dy is None else dy, pairs[1, part]
+            if y is not None and len(target) < len(y):
+                inside = columns < len(target)
+                columns, gap = columns[inside], gap[inside]
+            target.index_add_(0, columns, gap, alpha=-1)
 
 
 def _gaps(x: Tensor, y: Tensor | None, pairs: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -230,7 +234,8 @@ class _Distances(torch.autograd.Function):
         sheet = pull_of(slopes[0], distances, ctx.squared)
         pull = sheet[near[0], near[1]]
         sheet[near[0], near[1]] = 0
-        dx, dy = gradients(centered, centered_y, sheet, None, pull=True, needs_y=ctx.needs_input_grad[1])
+        wanted = len(y) if ctx.needs_input_grad[1] else 0
+        dx, dy = gradients(centered, centered_y, sheet, None, pull=True, wanted=wanted)
         dx, dy = dx.to(x.dtype), None if dy is None else dy.to(x.dtype)
         add_near(x, y, near, pull, dx, dy)
         return dx, dy, None

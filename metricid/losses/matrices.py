@@ -43,6 +43,7 @@ class Pairs:
         other_labels: [M] int64.
         own: the batch is its own and only reference, and a sample no partner of itself.
         with_batch: `y` begins with the batch, and a sample is no partner of itself there.
+        fixed: with `with_batch`, what follows the batch gets no gradient.
     """
 
     x: Tensor
@@ -51,6 +52,7 @@ class Pairs:
     other_labels: Tensor
     own: bool
     with_batch: bool = False
+    fixed: bool = False
 
     @property
     def without_self(self) -> bool:
@@ -97,7 +99,9 @@ class Pairs:
 
     def nan_or_zero(self) -> Tensor:
         """0 with a graph; NaN where an embedding is not finite, so that it shows if nothing is counted."""
-        return 0 * self.x.sum() if self.own else 0 * self.x.sum() + 0 * self.y.sum()
+        if self.own:
+            return 0 * self.x.sum()
+        return 0 * self.x.sum() + 0 * (self.y.detach() if self.fixed else self.y).sum()
 
 
 def compare(
@@ -144,7 +148,8 @@ def compare(
         x, y = (_prepare(t, dtype, normalize) for t in (embeddings, references))
         if with_batch:
             y, reference_labels = torch.cat([x, y]), torch.cat([labels, reference_labels])
-        return Pairs(x, y, labels, reference_labels, own=False, with_batch=with_batch)
+        fixed = with_batch and not references.requires_grad
+        return Pairs(x, y, labels, reference_labels, own=False, with_batch=with_batch, fixed=fixed)
 
 
 class Rows(NamedTuple):
@@ -184,7 +189,8 @@ def mean_over_anchors(
     Returns:
         Scalar; 0 with a graph where nothing counts, NaN where an embedding is not finite.
     """
-    other = None if pairs.own else pairs.y
+    # With `fixed` the gradient of the batch among the references is added to that of the anchors.
+    other = None if pairs.own else pairs.y.detach() if pairs.fixed else pairs.y
     mean = _MeanOverAnchors.apply(pairs.x, other, given, pairs, measure, function, width)
     return mean + pairs.nan_or_zero()
 
@@ -270,6 +276,7 @@ class _MeanOverAnchors(torch.autograd.Function):
             near = source.near()
             near_pull = sheet[near[0], near[1]]
             sheet[near[0], near[1]] = 0
+        ctx.fixed = pairs.fixed
         divisor = torch.cat(counted).to(x.dtype).sum(dim=0).clamp_min(1)
         ctx.save_for_backward(
             *(x, y, *((x, y) if source is None else (source.x, source.y)), sheet, near, near_pull),
@@ -293,7 +300,7 @@ class _MeanOverAnchors(torch.autograd.Function):
         dx, dy = gradients(
             *(even_x, even_y, sheet, of_kind if apart else None),
             pull=near is not None,
-            needs_y=ctx.needs_input_grad[1],
+            wanted=len(x) if ctx.fixed else len(y) if ctx.needs_input_grad[1] else 0,
         )
         dx, dy = dx.to(x.dtype), None if dy is None else dy.to(x.dtype)
         if not apart:
@@ -302,6 +309,8 @@ class _MeanOverAnchors(torch.autograd.Function):
         if near is not None:
             scale = torch.where(labels[near[0]] == others[near[1]], share[0], share[-1]) if apart else share
             add_near(x, y, near, near_pull * scale, dx, dy)
+        if ctx.fixed and dy is not None:
+            dx, dy = dx.add_(dy), None
         dg = None
         if given_slopes is not None:
             dg = (given_slopes * share).sum(dim=1) if apart else given_slopes * share
