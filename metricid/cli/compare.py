@@ -24,6 +24,7 @@ from metricid.comparison.plan import (
     partner_problems,
     read_plan,
 )
+from metricid.comparison.precheck import build_problems
 from metricid.comparison.queue import (
     Device,
     Stop,
@@ -41,6 +42,7 @@ from metricid.losses.balance import balance_problems
 from metricid.losses.objective import Objective
 from metricid.registry import unknown
 from metricid.training.build import check_recipe
+from metricid.training.distributed import pick_device
 
 # Many runs: a report of each costs time, a second checkpoint of each disk space. A recipe may say otherwise.
 _OWN_DEFAULTS: dict[str, dict[str, Any]] = {"log": {"report": False}, "checkpoint": {"keep": 1}}
@@ -125,7 +127,7 @@ def _checked(options: argparse.Namespace) -> tuple[RunConfig, list[Entry]]:
     file = find_recipe(options.recipe)
     recipe = read_recipe(file, options.overrides)
     problems = _number_problems(options)
-    if options.name is not None:
+    if options.name is not None and not problems:
         recipe["name"] = options.name
     for section, own in _OWN_DEFAULTS.items():
         if isinstance(recipe.get(section) or {}, dict):
@@ -190,6 +192,8 @@ def _number_problems(options: argparse.Namespace) -> list[str]:
         problems.append(f"--images: must be at least 1, got {options.images}")
     if options.images is not None and options.budget is not None:
         problems.append("--budget: give either --images or --budget; both say how long a run is")
+    if options.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.name):
+        problems.append(f"--name: {options.name!r}: letters, digits, '.', '_' and '-' make a folder's name")
     if options.budget is not None:
         try:
             parse_budget(options.budget)
@@ -217,15 +221,17 @@ def _devices(text: str | None, default: str) -> list[Device]:
         raise InputError(f"--devices: {text}: only GPUs (cuda:0,cuda:1) can share a comparison")
     devices = []
     for name in names:
+        try:
+            pick_device(name)
+        except InputError as error:
+            raise InputError(f"--devices: {str(error).removeprefix('device: ')}") from error
         environment = dict(os.environ)
         option = name
         if name.startswith("cuda:"):
             # A run then knows its GPU as `cuda` alone, and can be continued on another one.
             number, option = int(name.removeprefix("cuda:")), "cuda"
-            visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            environment["CUDA_VISIBLE_DEVICES"] = (
-                visible[number] if number < len(visible) != 1 else str(number)
-            )
+            visible = [each for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+            environment["CUDA_VISIBLE_DEVICES"] = visible[number] if visible else str(number)
         devices.append(Device(name, option, environment))
     return devices
 
@@ -241,10 +247,12 @@ def _plan(
     """The plan asked for, joined with that of the folder."""
     batches = look_at_batches(config)
     problems = partner_problems(entries, config.data.sampler, batches.partners)
-    if problems:
-        raise InputError("\n".join(problems))
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     plan = Plan(folder, config.plain(), tuple(entries), seeds, _images(options.images, batches))
+    firsts = [plan.run(entry, seeds[0]) for entry in entries]
+    problems += build_problems([run for run in firsts if not run.folder.exists()])
+    if problems:
+        raise InputError("\n".join(problems))
     if options.budget is None:
         return plan if old is None else join_plans(old, plan)
     budget = parse_budget(options.budget)
@@ -256,9 +264,7 @@ def _plan(
             )
         return join_plans(old, replace(plan, images=old.images))
     print(f"a short trial of {len(entries)} objectives, to turn the budget into images", file=sys.stderr)
-    speeds = measure_speeds(
-        [plan.run(entry, seeds[0]) for entry in entries], device.option, device.environment
-    )
+    speeds = measure_speeds(firsts, device.option, device.environment)
     steps = max(1, int(min(speeds.values()) * budget // batches.step_images))
     return replace(plan, images=steps * batches.step_images, budget=budget, trial=speeds)
 

@@ -63,7 +63,7 @@ def parse_losses(text: str, recipe: Mapping[str, Any]) -> list[Entry]:
             terms[place] = _from_recipe(term["loss"], recipe, alone=len(terms) == 1) | term
         entries.append(Entry(name, terms))
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(dict.fromkeys(problems)))
     return entries
 
 
@@ -150,9 +150,11 @@ def _term(text: str) -> dict[str, Any]:
         )
     term: dict[str, Any] = {"loss": loss}
     for option in _split_options(options) if colon else []:
-        key, equals, _ = option.partition("=")
+        key, equals, value = option.partition("=")
         if not equals or not key.strip().isidentifier():
             raise InputError(f"--losses: {text.strip()!r}: {option!r} is not of the form option=value")
+        if not value.strip():
+            raise InputError(f"--losses: {text.strip()!r}: {key.strip()} has no value; write one, or null")
         apply_overrides(term, [option.strip()])
     return term
 

@@ -140,7 +140,8 @@ def work_off(
             for child in [child for child in children if child.process.poll() is not None]:
                 children.remove(child)
                 child.output.close()
-                done += child.run.recipe["train"]["images"]
+                ended = stop.number is None or is_finished(child.run)
+                done += child.run.recipe["train"]["images"] if ended else _images_seen(child.run.folder)
                 if stop.number is None:
                     bar.write(_conclude(child), file=sys.stderr)
                     finished(child.run)

@@ -7,9 +7,12 @@ import threading
 import time
 
 import pytest
+import torch
 import yaml
 
+from metricid.cli.compare import _devices
 from metricid.cli.main import main
+from metricid.errors import InputError
 
 
 @pytest.fixture
@@ -48,6 +51,24 @@ def test_all_mistakes_come_at_once_and_nothing_is_written(file, tmp_path, capsys
         (["--losses", "arcface", "--images", "0"], "--images: must be at least 1"),
         (["--losses", "arcface", "--protocols", "reidd"], "unknown protocol 'reidd'"),
         (["--objectives", "none.yaml"], "none.yaml"),
+        (["--losses", "arcface", "--name", "a/b"], "--name: 'a/b'"),
+        (
+            ["--losses", "arcface", "--devices", "cuda:99"],
+            "--devices: cuda:99 was asked for, this machine has",
+        ),
+        (["--losses", "arcface,embedding_distillation:teacher=none.pt"], "teacher=none.pt: "),
+        (
+            ["--losses", "arcface", "--protocols", "reid"],
+            "compare: evaluation: protocol reid needs the column",
+        ),
+        (
+            [
+                "--losses",
+                "softmax,center",
+                "data.sampler={name: hard_identity, vectors: centers, identities: 4, images: 2}",
+            ],
+            "compare: softmax: data.sampler.vectors: centers needs a term",
+        ),
         (["--losses", "triplet", "data.sampler.images=1"], "triplet compares images of one identity"),
     ],
 )
@@ -106,3 +127,18 @@ def test_an_interrupted_comparison_goes_on_where_it_was(file, tmp_path, capsys):
     assert (folder / "softmax_seed0" / "results.json").stat().st_mtime_ns == before
     assert main([*words[:-1], "200"]) == 2
     assert "images: 400 -> 200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("visible", "chosen"), [(None, "1"), ("", "1"), ("5,3", "3"), ("7", None)])
+def test_a_gpu_is_counted_among_those_that_are_visible(monkeypatch, visible, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1 if visible == "7" else 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if chosen is None:
+        with pytest.raises(InputError, match="--devices: cuda:1 was asked for"):
+            _devices("cuda:1", "auto")
+        assert _devices("cuda:0", "auto")[0].environment["CUDA_VISIBLE_DEVICES"] == "7"
+    else:
+        assert _devices("cuda:1", "auto")[0].environment["CUDA_VISIBLE_DEVICES"] == chosen

@@ -47,6 +47,12 @@ def test_a_loss_takes_the_recipes_options_and_its_place_in_a_sum_only_within_a_s
     assert own == Entry("recipe", RECIPE["objective"], RECIPE["balance"])
 
 
+def test_an_option_without_a_value_is_no_null():
+    with pytest.raises(InputError, match="margin has no value"):
+        parse_losses("triplet:margin=", RECIPE)
+    assert parse_losses("triplet:margin=null", RECIPE)[0].objective[0]["margin"] is None
+
+
 def test_mistakes_come_together():
     with pytest.raises(InputError) as caught:
         parse_losses("softmax,,arc-face,triplet:margin,a+b:=3", RECIPE)
