@@ -28,7 +28,8 @@ class MinedBatches:
         ahead: batches that are drawn before those at work are done.
 
     Raises:
-        InputError: no term has such vectors, or a table would be needed before its search can begin.
+        InputError: no term has such vectors, nothing is searched, or a table would be needed before
+            its search can begin.
     """
 
     def __init__(
@@ -39,7 +40,12 @@ class MinedBatches:
         embedding_dim: int,
         ahead: int,
     ):
-        if sampler.delay is not None and sampler.delay <= ahead:
+        if sampler.delay is None:
+            raise InputError(
+                "data.sampler.refresh: null searches for no neighbours, so all batches would be random; give "
+                "the batches between two searches, such as 1000"
+            )
+        if sampler.delay <= ahead:
             raise InputError(
                 f"data.sampler.delay: {sampler.delay} batches from a search to its use, but the loader draws "
                 f"{ahead} ahead; set data.sampler.delay (and refresh) above {ahead}"

@@ -105,3 +105,9 @@ def test_what_cannot_be_mined_is_one_line(mining, changes, message):
     with pytest.raises(InputError, match=message):
         mining.train()
     assert not mining.run.exists()
+
+
+def test_a_sampler_that_would_never_search_is_refused(mining):
+    mining.set(data__sampler__refresh=None)
+    with pytest.raises(InputError, match=r"data\.sampler\.refresh: null searches for no neighbours"):
+        mining.train()
