@@ -89,8 +89,8 @@ class Registry:
 def unknown(kind: str, name: str, known: list[str]) -> str:
     """One line for an unknown name, with the nearest known one."""
     near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}; {hint}(one of: {', '.join(known)})"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}{hint} (one of: {', '.join(known)})"
 
 
 def signature_problems(

@@ -25,6 +25,7 @@ SYNTHETIC: dict[str, Callable[..., Any]] = {
     "synthetic_pedestrians": SyntheticPedestrians,
 }
 MAX_COUNT = 100_000
+_COUNTS = ("batch_size", "identities", "images")  # of a sampler; its other options have ranges of their own
 EVALUATION_SPLITS = ("query", "gallery", "test")
 DISTRACTORS = {"market1501": (market1501.DISTRACTOR,)}
 
@@ -274,7 +275,7 @@ def _count_problems(sampler: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: must lie between 1 and {MAX_COUNT}, got {value}"
         for name, value in sampler.items()
-        if isinstance(value, int) and not 1 <= value <= MAX_COUNT
+        if name in _COUNTS and isinstance(value, int) and not 1 <= value <= MAX_COUNT
     ]
 
 

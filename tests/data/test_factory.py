@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metricid.config import DataConfig, SplitConfig
-from metricid.data.factory import build_splits, pick_workers, split_table
+from metricid.data.factory import build_splits, data_problems, pick_workers, split_table
 from metricid.data.manifest import Manifest
 
 
@@ -70,3 +70,9 @@ def test_no_workers_beside_a_network_that_needs_both_cores(monkeypatch):
     assert pick_workers("auto", 1, torch.device("cpu")) == 0
     assert pick_workers("auto", 1, torch.device("cuda")) == 1
     assert pick_workers(1, 1, torch.device("cpu")) == 1
+
+
+def test_only_counts_of_a_sampler_must_be_above_zero():
+    sampler = {"name": "hard_identity", "identities": 4, "images": 0, "ramp": 0, "warmup": 0, "share": 0}
+    found = data_problems({"data": {"sampler": sampler | {"temperature": 0, "exact_up_to": 200_000}}})
+    assert [path for path, _ in found] == ["data.sampler.images"]
