@@ -15,7 +15,7 @@ from metricid.report.text import shown
 
 _STYLES = 6  # lines that can be told apart in one chart
 _POINTS = 150
-_NAME, _RIGHT, _TOP, _LINE, _BOTTOM = 150, 18, 8, 24, 38  # of an interval chart, in its own units
+_NAME, _RIGHT, _TOP, _LINE, _BOTTOM = 185, 18, 8, 24, 38  # of an interval chart, in its own units
 Floats = NDArray[np.float64]
 Series = tuple[Floats, Floats]
 
@@ -75,7 +75,7 @@ class IntervalChart:
     ) -> Markup:
         x = self._x(axis, mean)
         out = Markup('<text class="label" x="{}" y="{}" text-anchor="end">{}<title>{}</title></text>').format(
-            _NAME - 8, y + 4, shown(name, 23), shown(name)
+            _NAME - 8, y + 4, shown(name, 26), shown(name)
         )
         if half is not None:
             out += Markup('<line class="line s0" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(
