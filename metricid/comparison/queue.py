@@ -20,6 +20,7 @@ from tqdm import tqdm
 from metricid.comparison.plan import PlannedRun
 from metricid.errors import InputError
 from metricid.files import atomic_write
+from metricid.report.run_files import read_results
 from metricid.training.run_folder import write_json
 
 FAILURE = "failure.json"
@@ -105,8 +106,13 @@ def failure_of(run: PlannedRun) -> str | None:
 
 
 def forget_failure(run: PlannedRun) -> None:
-    """Makes a failed run one that is still to be done."""
+    """Makes a failed run, and one whose results cannot be read, one that is still to be done."""
     (run.folder / FAILURE).unlink(missing_ok=True)
+    if is_finished(run):
+        try:
+            read_results(run.folder)
+        except InputError:
+            (run.folder / "results.json").unlink()
 
 
 def work_off(

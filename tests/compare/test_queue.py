@@ -151,3 +151,13 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 def wait_for(condition):
     while not condition():
         time.sleep(0.01)
+
+
+def test_a_retry_repeats_runs_whose_results_are_damaged_and_no_others(plan, results):
+    whole, damaged = plan.runs()[:2]
+    for run in (whole, damaged):
+        results(run, 0.5)
+    (damaged.folder / "results.json").write_text("{")
+    for run in (whole, damaged):
+        forget_failure(run)
+    assert is_finished(whole) and not is_finished(damaged)
