@@ -204,7 +204,7 @@ def test_class_counts_reach_the_losses_that_want_them(monkeypatch):
             "unknown balance 'gradnrom'; did you mean 'gradnorm'? (one of: dwa, gradnorm, uncertainty)",
         ),
         ({"name": "gradnorm", "lr": 0.0}, "lr: must be positive, got 0.0"),
-        ({"name": "dwa", "terms": 3}, "unknown option 'terms'; (one of: temperature)"),
+        ({"name": "dwa", "terms": 3}, "unknown option 'terms' (one of: temperature)"),
         ({"name": "uncertainty", "alpha": 1.0}, "takes no options, got 'alpha'"),
     ],
 )
