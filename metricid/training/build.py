@@ -187,6 +187,8 @@ def _objective_problems(values: Mapping[str, Any]) -> list[Problem]:
     terms = values.get("objective")
     if not isinstance(terms, list) or not terms or not all(isinstance(term, Mapping) for term in terms):
         return found
+    if isinstance(balance, Mapping) and len(terms) == 1:
+        found.append(("balance", "one term has nothing to be balanced with; leave balance out"))
     return found + [(f"objective.{path}".rstrip("."), message) for path, message in Objective.problems(terms)]
 
 

@@ -371,6 +371,10 @@ def test_tensorboard_gets_the_scalars(small):
         ({"evaluation__protocols": ["reid"]}, "camera"),
         ({"data__split": {"train_identities": 15}}, "needs two identities"),
         ({"train__precision": "fp16"}, "fp16 needs a CUDA GPU"),
+        (
+            {"objective": [{"loss": "softmax"}], "balance": {"name": "uncertainty"}},
+            "balance: one term has nothing to be balanced with",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_is_written(small, changes, message):
