@@ -7,7 +7,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-collect_ignore = ["search/kill_at_every_step.py"]  # a program that a test starts
+# A program that a test starts; and this file, which the search for doctests would take for another conftest.
+collect_ignore = ["search/kill_at_every_step.py", "conftest.py"]
 
 
 @pytest.fixture(scope="session")

@@ -295,7 +295,7 @@ def test_the_templates_travel_in_a_wheel(tmp_path):
     """What setuptools puts into a build is what lies in the folder."""
     root = Path(__file__).parent.parent.parent
     names = {file.name for file in (root / "metricid/report/templates").iterdir()}
-    assert {"report.html", "parts.html", "report.css", "report.js"} == names
+    assert {"report.html", "compare.html", "parts.html", "report.css", "report.js"} == names
     source = tmp_path / "source"
     wanted = shutil.ignore_patterns("__pycache__")
     for folder in ("metricid", "configs"):

@@ -226,7 +226,7 @@ def test_an_unknown_weight_tag_is_named_with_those_that_exist():
 
 
 def test_a_backbone_that_gives_no_vector_is_refused(monkeypatch):
-    monkeypatch.setattr(Embedder, "_pool", lambda self, x: self.backbone.forward_features(x))
+    monkeypatch.setattr(Embedder, "_pool", lambda self, x: (self.backbone.forward_features(x), None))
     with pytest.raises(InputError, match=r"model\.pooling: test_resnet gives \(1, .*model\.pooling=avg"):
         build("test_resnet", "native")
 
