@@ -143,7 +143,11 @@ def _load_vectors(folder: Path, card: dict[str, Any], mapped: bool, verify: bool
 def _load_rows(folder: Path, card: dict[str, Any]) -> pa.Table:
     told = card["files"]["rows"]
     file = folder / told["name"]
-    content = file.read_bytes()
+    # In memory of Arrow's own: a thread of its pool may be the last to let go of it, and dies when it lets go
+    # of `bytes` while Python ends ("terminate called without an active exception").
+    content = pa.allocate_buffer(file.stat().st_size)
+    with file.open("rb") as source:
+        source.readinto(content)
     try:
         table = pyarrow.parquet.read_table(pa.BufferReader(content))
     except (pa.ArrowException, OSError) as error:
