@@ -143,8 +143,8 @@ class SearchIndex:
 
     def query(self, vectors: Vectors, k: int, where: Filter | None = None) -> Hits:
         """As `Store.query`; with a filter the answer is exact, by comparing with each row that passes it."""
-        queries = check_vectors(vectors, self.dimension, "queries", copy=False)
-        check_k(k, len(self))
+        queries = check_vectors(vectors, self._index.dimension, "queries", copy=False)
+        check_k(k, len(self._rows))
         if where is None:
             scores, ids = self._index.search(queries, k, self.card["effort"])
         else:

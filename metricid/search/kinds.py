@@ -75,6 +75,7 @@ class VectorIndex:
     def __init__(self, kind: str, index: Any):
         self.kind = kind
         self.index = index
+        self.dimension = int(index.d)
 
     @classmethod
     def new(
@@ -135,10 +136,6 @@ class VectorIndex:
         return int(self.index.ntotal)
 
     @property
-    def dimension(self) -> int:
-        return int(self.index.d)
-
-    @property
     def _inverted(self) -> Any:
         return faiss.downcast_index(self.index.base_index) if self.kind == "rabitq" else self.index
 
@@ -182,8 +179,9 @@ class VectorIndex:
             scores [Q, k], row numbers [Q, k].
         """
         scores, ids = _faiss_search(self.index, queries, k, search_parameters(self.kind, effort, k))
-        short = (ids[:, -1] < 0).nonzero()[0]
-        if len(short):  # too few candidates within the effort: a graph in pieces, or short lists
+        if np.minimum.reduce(ids[:, -1], initial=0) < 0:
+            # Too few candidates within the effort: a graph in pieces, or short lists.
+            short = (ids[:, -1] < 0).nonzero()[0]
             scores[short], ids[short] = self.exact(np.ascontiguousarray(queries[short]), k)
         return scores, ids
 
