@@ -1,7 +1,6 @@
 """Euclidean distances between rows, fast and right also where rows nearly coincide."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +13,10 @@ from metricid.losses.checks import compute_dtype, no_autocast
 _NEAR = 1 / 16
 # More near pairs than one in so many are cheaper as a float64 product than one by one.
 _FEW = 128
-# Of a symmetric sheet, computed at a time: many enough for a fast product.
-_ROWS = 128
+# Of a sheet, computed at a time: many enough for a fast product.
+ROWS = 128
+# Rows whose gradients are one product: beside the sheet there is memory for more of them.
+_ROWS_BACK = 512
 
 
 def pairwise_distances(
@@ -46,10 +47,10 @@ def pairwise_distances(
         return _Distances.apply(embeddings.to(dtype), references.to(dtype), squared)
 
 
-def row_blocks(x: Tensor, columns: int, width: int = 1) -> Iterator[slice]:
-    """Rows that fit a cache on a CPU, and few launches on a GPU."""
+def row_blocks(x: Tensor, columns: int, width: int = 1, *, least: int = 1) -> Iterator[slice]:
+    """Rows that fit a cache on a CPU, and few launches on a GPU; `least` or more, for a fast product."""
     entries = 1 << 18 if x.device.type == "cpu" else 1 << 25
-    size = max(1, entries // (columns * width))
+    size = max(least, entries // max(1, columns * width))
     return (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
 
 
@@ -58,17 +59,17 @@ def mirrors(x: Tensor, y: Tensor | None) -> bool:
     return y is None and x.device.type == "cpu"
 
 
-def mirrored(sheet: Tensor, upper: Callable[[slice], Tensor]) -> Iterator[slice]:
+def mirrored(sheet: Tensor, upper: Callable[[slice, Tensor], Any]) -> Iterator[slice]:
     """Fills a symmetric sheet [B, B] from `upper`, and yields rows that are complete; they may then change.
 
     Args:
         sheet: to be filled.
-        upper: R rows -> their values from the diagonal on, [R, B - start].
+        upper: (R rows, their place in the sheet from the diagonal on [R, B - start]) -> fills the place.
     """
-    for start in range(0, len(sheet), _ROWS):
-        rows = slice(start, min(start + _ROWS, len(sheet)))
-        values = upper(rows)
-        sheet[rows, start:] = values
+    for start in range(0, len(sheet), ROWS):
+        rows = slice(start, min(start + ROWS, len(sheet)))
+        values = sheet[rows, start:]
+        upper(rows, values)
         # A transposed copy is fast between contiguous blocks alone, as it goes by tiles there.
         sheet[rows.stop :, rows] = values[:, len(values) :].contiguous().T.contiguous()
         yield rows
@@ -95,31 +96,37 @@ class DistanceRows:
         self._x_norms = self.x.square().sum(dim=1)
         self._y_norms = self._x_norms if self.y is None else self.y.square().sum(dim=1)
 
-    def block(self, rows: slice, *, upper: bool = False) -> Tensor:
-        """Distances of some anchors, squared if so wanted, in the dtype of the anchors.
+    def block(self, rows: slice) -> Tensor:
+        """Distances [R, M] of some anchors, squared if so wanted, in the dtype of the anchors."""
+        shape = len(self.x[rows]), len(self._y_norms)
+        return self.fill(rows, self.anchors.new_empty(shape), upper=False)
 
-        Args:
-            rows: R anchors.
-            upper: give them from the diagonal on, [R, B - start], for `mirrored`, and not [R, M].
-        """
+    def fill(self, rows: slice, out: Tensor, *, upper: bool = True) -> Tensor:
+        """As `block`, into `out`: from the diagonal on [R, B - start], for `mirrored`, or all [R, M]."""
         first = rows.start if upper else 0
         other = (self.x if self.y is None else self.y)[first:]
         x_norms, y_norms = self._x_norms[rows, None], self._y_norms[None, first:]
-        result = torch.addmm(y_norms, self.x[rows], other.T, alpha=-2)
+        place = out if out.dtype == self.x.dtype else None
+        result = torch.addmm(y_norms, self.x[rows], other.T, alpha=-2, out=place)
         result += x_norms
         if result.dtype == torch.float64 or result.device.type != "cpu":
             rounding = 512 * torch.finfo(result.dtype).eps * torch.minimum(x_norms, y_norms)
             result.masked_fill_(result <= rounding, 0)  # equal, but for rounding
         else:
-            beyond = torch.sub(result, x_norms + y_norms, alpha=_NEAR)
-            if self.y is None:
-                beyond.diagonal(offset=rows.start - first).fill_(torch.inf)
-                result.diagonal(offset=rows.start - first).fill_(0)
-            if not beyond.amin() >= 0 and not self._fix(result, beyond < 0, rows, upper):
-                self._center(torch.float64)
-                return self.block(rows, upper=upper)
-        result = result.to(self.anchors.dtype)
-        return result if self.squared else result.sqrt_()
+            own = result.diagonal(offset=rows.start - first)[: 0 if self.y is not None else None]
+            own.fill_(torch.inf)
+            least = result.amin() if result.numel() else torch.inf
+            # Few batches need to look at each pair.
+            if not least >= _NEAR * (x_norms.amax() + y_norms.amax()):
+                near = result < _NEAR * (x_norms + y_norms)
+                own.fill_(0)
+                if not self._fix(result, near, rows, upper):
+                    self._center(torch.float64)
+                    return self.fill(rows, out, upper=upper)
+            own.fill_(0)
+        if result is not out:
+            out.copy_(result)
+        return out if self.squared else out.sqrt_()
 
     def _fix(self, result: Tensor, near: Tensor, rows: slice, upper: bool) -> bool:
         """Computes the near pairs of a block again, unless they are too many."""
@@ -141,11 +148,15 @@ class DistanceRows:
         return torch.cat(self._near, dim=1)
 
 
-def pull_of(slopes: Tensor, distances: Tensor, squared: bool) -> Tensor:
-    """dL/dx_i = sum_j pull_ij (x_i - x_j): 2 slopes, or slopes / d with the subgradient 0 at d = 0."""
+def pull_of(slopes: Tensor, distances: Tensor, squared: bool, out: Tensor | None = None) -> Tensor:
+    """dL/dx_i = sum_j pull_ij (x_i - x_j): 2 slopes, or slopes / d with the subgradient 0 at d = 0.
+
+    `out` may be the memory of `distances`.
+    """
     if squared:
-        return 2 * slopes
-    return distances.sign().mul_(slopes).div_(distances.clamp_min(torch.finfo(distances.dtype).tiny))
+        return torch.mul(slopes, 2, out=out)
+    pull = distances.sign().mul_(slopes)
+    return torch.div(pull, distances.clamp_min(torch.finfo(distances.dtype).tiny), out=out)
 
 
 def gradients(
@@ -170,7 +181,7 @@ def gradients(
     other = x if y is None else y
     dx = torch.empty_like(x)
     dy = torch.zeros_like(other[:wanted]) if y is not None and wanted else None
-    for rows in row_blocks(x, len(other)):
+    for rows in row_blocks(x, len(other), least=_ROWS_BACK):
         block = sheet[rows]
         if y is None:  # contiguous copies make the transposition fast
             block = sheet[:, rows].contiguous().T.contiguous().add_(block)
@@ -218,11 +229,11 @@ class _Distances(torch.autograd.Function):
         source = DistanceRows(x, y, squared)
         result = x.new_empty(len(x), len(x if y is None else y))
         if mirrors(x, y):
-            for _ in mirrored(result, partial(source.block, upper=True)):
+            for _ in mirrored(result, source.fill):
                 pass
         else:
-            for rows in row_blocks(x, result.shape[1]):
-                result[rows] = source.block(rows)
+            for rows in row_blocks(x, result.shape[1], least=ROWS):
+                source.fill(rows, result[rows], upper=False)
         ctx.squared = squared
         ctx.save_for_backward(x, y, source.x, source.y, source.near(), result)
         return result

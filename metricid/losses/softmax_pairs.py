@@ -11,9 +11,9 @@ from metricid.losses.checks import no_autocast
 from metricid.losses.matrices import (
     Pairs,
     Rows,
-    any_in_row,
     as_numbers,
     compare,
+    log_share_of,
     log_sum_and_shares,
     mean_over_anchors,
 )
@@ -160,13 +160,11 @@ def nca_loss(
     def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
         logits = -scale * values
         every, share = log_sum_and_shares(logits, positive | negative)
-        right, right_share = log_sum_and_shares(logits, positive)
-        known = any_in_row(positive)
-        lost = (every - right).where(known, 0.0)
+        right, slopes, known = log_share_of(logits, every, share, positive)
+        lost = -right
         steep = scale * known.to(lost.dtype)
         steep = steep if form == "log" else steep * torch.exp(-lost)
-        slopes = right_share.sub_(share).mul_(steep[:, None])
-        return Rows(lost if form == "log" else -torch.expm1(-lost), known, slopes)
+        return Rows(lost if form == "log" else -torch.expm1(-lost), known, slopes.mul_(steep[:, None]))
 
     with no_autocast(embeddings):
         pairs = compare(

@@ -290,9 +290,9 @@ def test_rows_in_blocks_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     for module in ("matrices", "distances", "tuples"):
         monkeypatch.setattr(
             f"metricid.losses.{module}.row_blocks",
-            lambda x, columns, width=1: (slice(i, i + 1) for i in range(len(x))),
+            lambda x, columns, width=1, least=1: (slice(i, i + 1) for i in range(len(x))),
         )
-    monkeypatch.setattr("metricid.losses.distances._ROWS", 1)
+    monkeypatch.setattr("metricid.losses.distances.ROWS", 1)
     for name, (loss, _) in TABLE.items():
         value = loss(x, labels)
         assert_close(value, whole[name])
