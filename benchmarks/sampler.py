@@ -150,9 +150,8 @@ def main() -> None:
         f"a search adds {r['search_s']:.1f} s to the {r['steps_beside_search']} steps beside it, "
         f"{r['search_s'] / options.refresh * 1e3:.2f} ms to each of {options.refresh}"
     )
-    print(
-        f"together {r['share']:.2%} of a step; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    )
+    print(f"together {r['share']:.2%} of a step")
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":
