@@ -10,7 +10,7 @@ import pytest
 
 from metricid.data.synthetic import SyntheticFaces, SyntheticPedestrians
 from metricid.data.synthetic.drawing import Dice, blend, hsv, ribbon, uniforms
-from metricid.data.synthetic.face_shapes import build_person
+from metricid.data.synthetic.face_shapes import build_person, part_owners
 from metricid.data.synthetic.pedestrian_outfit import choose_outfit
 from metricid.errors import InputError
 
@@ -364,3 +364,43 @@ def test_the_mask_is_where_the_person_hides_the_ground():
 def test_shares_of_missing_cells_that_make_no_sense(options, message):
     with pytest.raises(InputError, match=message):
         SyntheticPedestrians(**options)
+
+
+@pytest.mark.parametrize("alike", [0, 3, 8])
+def test_members_of_a_family_share_so_many_parts_and_never_all(alike):
+    everybodys = {"head", "hair", "eyes", "nose", "mouth", "brows"}
+    for number in range(60):
+        owners = part_owners(4, number, 20, alike)
+        common = {part for part, owner in owners.items() if owner != number}
+        assert len(owners) == 9
+        assert len(common) == alike
+        assert everybodys - common
+        assert {owners[part] for part in common} <= {(1 << 40) + number // 20}
+
+
+def test_families_look_alike():
+    """Mean colours of the same place in portraits without noise: nearer in a family than among strangers."""
+
+    def distances(family):
+        source = SyntheticFaces(identities=60, images=6, size=(56, 56), family=family, alike=8)
+        pictures = read_all(source).reshape(60, 6, -1).astype(float).mean(1)
+        apart = np.linalg.norm(pictures[:, None] - pictures[None], axis=-1)
+        same = np.arange(60)[:, None] // 20 == np.arange(60)[None] // 20
+        np.fill_diagonal(same, False)
+        return apart[same].mean() / apart[np.arange(60)[:, None] // 20 != np.arange(60)[None] // 20].mean()
+
+    assert distances(20) < 0.9
+    assert distances(1) > 0.95
+
+
+def test_a_family_has_paths_and_names_of_its_own():
+    source, plain = SyntheticFaces(identities=3, images=2, family=2), SyntheticFaces(identities=3, images=2)
+    assert not set(source.paths()) & set(plain.paths())
+    names = [set(data.manifest().table["identity"].to_pylist()) for data in (source, plain)]
+    assert not names[0] & names[1]
+    assert source.paths()[0] == "face-v1/s0f2a6/112x112/000000/0000"
+    assert (source.draw(0, 0) != plain.draw(0, 0)).any()
+    with pytest.raises(InputError, match="alike must be a whole number from 0 to 8"):
+        SyntheticFaces(alike=9)
+    with pytest.raises(InputError, match="family"):
+        SyntheticFaces(family=0)

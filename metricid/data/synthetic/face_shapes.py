@@ -16,6 +16,14 @@ _IRIS: tuple[Colour, ...] = (
     (62, 36, 20), (104, 62, 30), (132, 104, 44), (84, 126, 66),
     (66, 118, 168), (110, 160, 200), (120, 128, 134),
 )  # fmt: skip
+# The parts of a face, each with random numbers of its own.
+_KEYS = {
+    "head": 0xFACE, "hair": 0x4A12, "marks": 0x5C1A, "beard": 0xBEA2, "eyes": 0xE1E5,
+    "nose": 0x205E, "mouth": 0x3017, "brows": 0xB205, "extras": 0x61A5,
+}  # fmt: skip
+_EVERYBODYS = ("head", "hair", "eyes", "nose", "mouth", "brows")
+MOST_ALIKE = len(_KEYS) - 1
+_FAMILIES = 1 << 40  # number of the first family, above those of all identities
 _QUARTER = np.linspace(0.0, np.pi / 2, 11)
 _T = np.linspace(0.0, 1.0, 9)
 _ARCH = np.sin(np.pi * _T)
@@ -43,29 +51,46 @@ def skin_colour(dice: Dice) -> Colour:
     )
 
 
-def build_person(seed: int, identity: int) -> Person:
-    """The polygons of identity number `identity`."""
-    dice = Dice(0xFACE, seed, identity)
-    skin = skin_colour(dice)
-    skull = Skull(dice.between(0.45, 0.6), dice.between(0.6, 0.7), dice.between(0.6, 0.78), 0.45)
-    hair = choose_hair(Dice(0x4A12, seed, identity))
+def build_person(seed: int, identity: int, family: int = 1, alike: int = 0) -> Person:
+    """The polygons of identity number `identity`; see `SyntheticFaces` for families."""
+    dice = {
+        part: Dice(_KEYS[part], seed, number)
+        for part, number in part_owners(seed, identity, family, alike).items()
+    }
+    head, eyes = dice["head"], dice["eyes"]
+    skin = skin_colour(head)
+    skull = Skull(head.between(0.45, 0.6), head.between(0.6, 0.7), head.between(0.6, 0.78), 0.45)
+    hair = choose_hair(dice["hair"])
     sheet = Sheet(skull)
     hair_behind(sheet, hair, skull)
     behind = len(sheet)
-    _ears(sheet, dice, skin, hair, skull)
-    contour = _contour(dice, skull)
+    _ears(sheet, head, skin, hair, skull)
+    contour = _contour(head, skull)
     sheet.add(contour, skin, depth=0.0)
-    _skin_marks(sheet, Dice(0x5C1A, seed, identity), skin, skull)
-    _beard(sheet, Dice(0xBEA2, seed, identity), skin, hair.colour, skull)
-    eyes = Dice(0xE1E5, seed, identity)
+    _skin_marks(sheet, dice["marks"], skin, skull)
+    _beard(sheet, dice["beard"], skin, hair.colour, skull)
     place = (eyes.between(0.2, 0.27), eyes.between(-0.1, 0.03))
-    _nose(sheet, Dice(0x205E, seed, identity), skin, place[1])
-    _mouth(sheet, Dice(0x3017, seed, identity), skin, skull)
+    _nose(sheet, dice["nose"], skin, place[1])
+    _mouth(sheet, dice["mouth"], skin, skull)
     reach = _eyes(sheet, eyes, skin, place)
-    _brows(sheet, Dice(0xB205, seed, identity), hair, place, reach)
+    _brows(sheet, dice["brows"], hair, place, reach)
     hair_before(sheet, hair, skull)
-    _extras(sheet, Dice(0x61A5, seed, identity), skull, place, hair)
+    _extras(sheet, dice["extras"], skull, place, hair)
     return Person(sheet.bake(), behind, skin, skull)
+
+
+def part_owners(seed: int, identity: int, family: int, alike: int) -> dict[str, int]:
+    """The number that each part of a face is drawn from: the person's own, or that of the family.
+
+    One of the parts that everybody has is the person's own, so that no two members look the same.
+    """
+    if family == 1:
+        return dict.fromkeys(_KEYS, identity)
+    dice = Dice(0xFA31, seed, identity)
+    own = dice.pick(_EVERYBODYS)
+    others = sorted((part for part in _KEYS if part != own), key=lambda _: dice.one())
+    common = dict.fromkeys(others[:alike], _FAMILIES + identity // family)
+    return {part: common.get(part, identity) for part in _KEYS}
 
 
 def _contour(dice: Dice, skull: Skull) -> np.ndarray:

@@ -20,7 +20,7 @@ from metricid.data.synthetic.drawing import (
     shade,
     to_subpixels,
 )
-from metricid.data.synthetic.face_shapes import Person, build_person
+from metricid.data.synthetic.face_shapes import MOST_ALIKE, Person, build_person
 from metricid.data.synthetic.source import SyntheticSource
 
 _build_person = lru_cache(maxsize=1024)(build_person)
@@ -40,6 +40,9 @@ class SyntheticFaces(SyntheticSource):
         images: how many images of each.
         size: (height, width) in pixels.
         first_identity: number of the first person, so that two sources of one seed can have different people.
+        family: so many people in a row look alike; 1: nobody does, but by chance.
+        alike: of the nine parts of a face (head and skin, hair, skin marks, beard, eyes, nose, mouth, brows,
+            what is worn) so many are those of the family, others for each member; 0 to 8.
 
     Raises:
         InputError: an option is out of range.
@@ -59,12 +62,16 @@ class SyntheticFaces(SyntheticSource):
         images: int = 16,
         size: tuple[int, int] = (112, 112),
         first_identity: int = 0,
+        family: int = 1,
+        alike: int = 6,
     ) -> None:
         super().__init__(seed, identities, images, size, first_identity)
+        self.family = self._whole("family", family, (1, 10**6))
+        self.alike = self._whole("alike", alike, (0, MOST_ALIKE))
 
     def draw(self, identity: int, image: int) -> np.ndarray:
         """See the base class."""
-        person = _build_person(self.seed, identity)
+        person = _build_person(self.seed, identity, self.family, self.alike)
         dice = Dice(0x1AA6E, self.seed, identity, image)
         height, width = self.size
         unit = min(height, width) / 2
@@ -98,6 +105,9 @@ class SyntheticFaces(SyntheticSource):
         canvas = expose(canvas, (gain[0], gain[1], gain[2]), dice.between(0.85, 1.18))
         blur = max(0.0, dice.between(-0.6, 0.8)) * unit / 56
         return sense(canvas, dice, blur, dice.between(1.0, 7.0), 0.5 if dice.chance(0.08) else 1.0)
+
+    def _people(self) -> str:
+        return super()._people() + (f"f{self.family}a{self.alike}" if self.family > 1 else "")
 
 
 def _any_colour(dice: Dice) -> Colour:

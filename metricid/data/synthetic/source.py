@@ -57,9 +57,14 @@ class SyntheticSource(ABC):
         return f"{self._stem()}/{identity:06d}/{image:04d}"
 
     def manifest(self) -> Manifest:
-        """Path and identity of every image; an identity's name depends on the seed and its number alone."""
+        """Path and identity of every image; an identity's name depends on the seed and its number alone.
+
+        (In families it depends on their options, too.)
+        """
         names = [
-            f"{self.kind}-s{self.seed}-{number:06d}" for number in self._numbers() for _ in range(self.images)
+            f"{self.kind}-{self._people()}-{number:06d}"
+            for number in self._numbers()
+            for _ in range(self.images)
         ]
         return Manifest.from_columns(path=self.paths(), identity=names, camera=self._cameras())
 
@@ -94,7 +99,11 @@ class SyntheticSource(ABC):
         return None
 
     def _stem(self) -> str:
-        return f"{self.kind}-v{self.version}/s{self.seed}/{self.size[0]}x{self.size[1]}"
+        return f"{self.kind}-v{self.version}/{self._people()}/{self.size[0]}x{self.size[1]}"
+
+    def _people(self) -> str:
+        """Who the people are, as part of a path: all options that an identity depends on."""
+        return f"s{self.seed}"
 
     def _numbers(self) -> range:
         return range(self.first_identity, self.first_identity + self.identities)
