@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "turn a data set into manifests: check it, split it by identity",
     "demo": "a local page: search with a photo, compare two, browse confusions",
     "report": "one HTML page about a run: curves, ranked lists, confusions, map, training",
+    "suspects": "labels that are probably wrong, by stored embeddings",
     "search": "index embeddings, find the most alike, add and forget people",
 }
 

@@ -132,7 +132,7 @@ def _of_results(options: argparse.Namespace, folder: Path) -> Material:
     embedded = source = None
     if options.embeddings is not None:
         embedded = _stored(options.embeddings)
-        source = _images(options, options.embeddings, embedded.table)
+        source = images_of(options, options.embeddings, embedded.table)
     else:
         _refuse(options, folder, "a folder of results without --embeddings", ("root",))
         notes.append("Without embeddings there are no ranked lists, confusions and map.")
@@ -149,7 +149,7 @@ def _of_stored(options: argparse.Namespace, file: Path) -> Material:
     stored = EmbeddingSet.read(file)
     protocols = _protocols(options, stored.table)
     check_columns(protocols, stored.table)
-    source = _images(options, file, stored.table)
+    source = images_of(options, file, stored.table)
     settings = EvaluationConfig(protocols=protocols)
     embedded = Embedded(stored.embeddings, stored.table, [])
     results = run_protocols(embedded, settings, subject=file.name)
@@ -182,8 +182,12 @@ def _embed(
     )
 
 
-def _images(options: argparse.Namespace, file: Path, table: Manifest) -> ImageSource | None:
-    """Where the images of stored embeddings are."""
+def images_of(options: argparse.Namespace, file: Path, table: Manifest) -> ImageSource | None:
+    """Where the images of stored embeddings are; None for a page without pictures.
+
+    Raises:
+        InputError: the options do not say, or not all images are there.
+    """
     if options.no_pictures:
         return None
     if options.root is None:

@@ -30,7 +30,7 @@ __all__ = [
     "unit_rows",
 ]
 
-GAP = 0.1  # docs/suspects.md says what it finds
+GAP = 0.2  # docs/suspects.md says what it finds
 FAR_SHARE = 0.01
 _ROUNDING = 2**-11  # of a cosine in a table of neighbours, near 1
 

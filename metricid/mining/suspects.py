@@ -21,7 +21,7 @@ from metricid.mining.noise import (
 
 __all__ = ["HALVES", "Suspects", "find_suspects", "halves_cosine", "typical_images"]
 
-HALVES = 0.5  # of the identities are cut in two unseen by a guard that is not given; docs/suspects.md
+HALVES = 0.25  # of the identities have halves less alike than a guard that is not given; docs/suspects.md
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def find_suspects(
     Args:
         embeddings: [N, D], any float dtype, any length.
         labels: [N] int64 from 0 on.
-        guard: cosine of two centers above which a pair is listed; if None the median of `halves_cosine`.
+        guard: cosine of two centers above which a pair is listed; if None the lower quartile of
+            `halves_cosine`.
         gap: as in `suspect_images`.
         seed: of the halves.
         device: where the scores are computed; that of the embeddings if None.
@@ -78,7 +79,7 @@ def find_suspects(
         if not len(halves):
             raise ValueError("no identity has two images to take the guard from; give one")
         # A cosine of 1 has nothing above it: identities of identical images.
-        guard = min(float(halves.quantile(1 - HALVES)), 1 - 1e-6)
+        guard = min(float(halves.quantile(HALVES)), 1 - 1e-6)
     if not 0 <= gap < 2:
         raise ValueError(f"gap must be at least 0 and below 2, not {gap}")
     pairs, cosines = suspect_pairs(embeddings, labels, guard, device=device)

@@ -1,16 +1,10 @@
 """The page itself: one HTML file that loads nothing from elsewhere."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from metricid._version import __version__
@@ -18,26 +12,16 @@ from metricid.errors import InputError
 from metricid.evaluation import ProtocolResult
 from metricid.report.charts import map_chart, result_charts, training_charts
 from metricid.report.embedding_map import EmbeddingMap
-from metricid.report.pictures import Picture
+from metricid.report.pictures import Picture, Shown
 from metricid.report.run_files import TrainingLog
 from metricid.report.search_view import GROUPS, Confusion, IdentityRow, RankedList
+from metricid.report.suspects import SuspectView
 from metricid.report.svg import SHAPES
-from metricid.report.text import broken, shown, tail
+from metricid.report.templating import fill
 
 MOST_BYTES = 10_000_000
-_TEMPLATES = Path(__file__).parent / "templates"
 _TILES = ("rank-1", "Recall@1", "mAP", "mINP", "accuracy", "TAR@FAR=0.001", "TAR@FAR=0.01", "EER", "AUC")
 _MOST_TILES = 6
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An image as a list names it."""
-
-    identity: str
-    path: str
-    camera: str
-    picture: Picture | None
 
 
 @dataclass(frozen=True)
@@ -93,6 +77,7 @@ class Report:
         environment: name -> text.
         people: what the search does with single images.
         laid_out: the embedding map.
+        suspects: lists of probably wrong labels, none of them empty.
         notes: what a reader must know; whole sentences.
         made: when; now if None.
     """
@@ -106,6 +91,7 @@ class Report:
     environment: Sequence[tuple[str, str]] = ()
     people: People | None = None
     laid_out: EmbeddingMap | None = None
+    suspects: Sequence[SuspectView] = ()
     notes: Sequence[str] = ()
     made: str = field(default_factory=lambda: f"{datetime.now():%Y-%m-%d %H:%M}")
     version: str = __version__
@@ -117,25 +103,18 @@ def render(report: Report, *, most_bytes: int = MOST_BYTES) -> str:
     Raises:
         InputError: it would be larger than `most_bytes`.
     """
-    style, script = (_text(name) for name in ("report.css", "report.js"))
     chart, how = _map(report)
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            r=report,
-            style=Markup(style),
-            style_hash=_hash(style),
-            script=Markup(script),
-            script_hash=_hash(script),
-            tiles=_tiles(report.results),
-            blocks=_blocks(report.results),
-            groups=GROUPS,
-            map_chart=chart,
-            marked_how=how,
-            training_charts=[] if report.log is None else training_charts(report.log),
-            training_facts=_training_facts(report),
-        )
+    page = fill(
+        "report.html",
+        r=report,
+        tiles=_tiles(report.results),
+        blocks=_blocks(report.results),
+        groups=GROUPS,
+        map_chart=chart,
+        marked_how=how,
+        training_charts=[] if report.log is None else training_charts(report.log),
+        training_facts=_training_facts(report),
+        version=report.version,
     )
     size = len(page.encode("utf-8", errors="replace"))
     if size > most_bytes:
@@ -144,25 +123,6 @@ def render(report: Report, *, most_bytes: int = MOST_BYTES) -> str:
             "give smaller --queries and --top"
         )
     return page
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"shown": shown, "tail": tail, "broken": broken}
-    environment.globals["shapes"] = SHAPES
-    return environment
-
-
-def _text(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """What a content security policy allows: this text and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _blocks(results: Sequence[ProtocolResult]) -> list[dict[str, Any]]:

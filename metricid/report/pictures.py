@@ -21,6 +21,16 @@ class Picture:
     height: int
 
 
+@dataclass(frozen=True)
+class Shown:
+    """An image as a list names it."""
+
+    identity: str
+    path: str
+    camera: str
+    picture: Picture | None
+
+
 def encode_pictures(
     read: Callable[[str], np.ndarray | None], paths: Iterable[str], budget: int
 ) -> dict[str, Picture]:

@@ -1,7 +1,7 @@
 """The report page of a run: from embeddings and a run folder to `report.html`."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,21 @@ import numpy as np
 
 from metricid.config import EvaluationConfig, RunConfig
 from metricid.data.decode import ImageError
+from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.errors import InputError
 from metricid.files import atomic_write
 from metricid.report.page import Report, render
 from metricid.report.people import Choice, lay_out, look_at_people
 from metricid.report.run_files import read_environment, read_log, read_results, read_text
+from metricid.report.suspects import Read, SuspectView, read_pairs, suspects_of
 from metricid.training.embedding import Embedded
+from metricid.training.mined import SUSPECTS
 
 REPORT = "report.html"
 NO_TEST = "The recipe has no test identities: there is nothing to search."
 COLUMNS = ("identity", "camera", "split")
+SHOWN_SUSPECTS = 10
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Material:
     """What a page is made of, before anything is searched.
 
     Attributes:
-        report: the page without people and map.
+        report: the page without people, map, and suspects among the embedded images.
         embedded: embeddings with their table, or None.
         source: where the images are; None for a page without pictures.
         settings: the evaluation that the search follows.
@@ -80,6 +84,7 @@ def run_material(
         log=read_log(folder / "log.jsonl"),
         recipe=read_text(folder / "recipe.yaml"),
         environment=_facts(read_environment(folder / "environment.json")),
+        suspects=_trained_suspects(folder, source),
         notes=told,
     )
     return Material(report, embedded, source, config.evaluation)
@@ -108,28 +113,64 @@ def write_page(file: Path, material: Material, choice: Choice | None = None, met
 def _page(material: Material, choice: Choice, method: str) -> tuple[str, int]:
     report, embedded, settings = material.report, material.embedded, material.settings
     if embedded is None or not len(embedded.table):
-        return render(report), 0
+        return render(report), sum(view.pictured for view in report.suspects)
     table = embedded.table
+    read = None if material.source is None else reader(material.source)
     try:
         people = look_at_people(
             embedded.vectors,
             {name: table.column(name) for name in COLUMNS},
             table.paths,
-            None if material.source is None else _reader(material.source),
+            read,
             protocols=settings.protocols,
             distractors=settings.distractors,
             results=report.results,
             choice=choice,
         )
         laid_out = lay_out(embedded.vectors, people, method, choice.seed)
+        suspects = [*report.suspects, *_suspects(embedded, settings, read)]
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"{report.title}: {error}") from error
-    return render(replace(report, people=people, laid_out=laid_out)), len(people.pictures)
+    page = render(replace(report, people=people, laid_out=laid_out, suspects=suspects))
+    return page, len(people.pictures) + sum(view.pictured for view in suspects)
 
 
-def _reader(source: ImageSource) -> Callable[[str], np.ndarray | None]:
+def _suspects(embedded: Embedded, settings: EvaluationConfig, read: Read | None) -> list[SuspectView]:
+    """Probably wrong labels among the embedded images, if there are any."""
+    view = suspects_of(
+        embedded.vectors,
+        embedded.table.identities,
+        embedded.table.paths,
+        read,
+        about="Among the images evaluated",
+        top=SHOWN_SUSPECTS,
+        ignore=settings.distractors,
+    )
+    return [] if view is None else [view]
+
+
+def _trained_suspects(folder: Path, source: ImageSource | None) -> list[SuspectView]:
+    """The pairs of identities that the sampler of a run kept apart, if it listed any."""
+    file, table = folder / SUSPECTS, folder / "manifests" / "train.csv"
+    if not file.is_file():
+        return []
+    trained = Manifest.read(table) if table.is_file() else None
+    view = read_pairs(
+        file,
+        [] if trained is None else trained.identities.tolist(),
+        [] if trained is None else trained.paths,
+        None if source is None else reader(source),
+        about="Among the images trained on",
+        top=SHOWN_SUSPECTS,
+    )
+    return [] if view is None else [view]
+
+
+def reader(source: ImageSource) -> Read:
+    """Reads images by path; None for one that cannot be decoded or is not there."""
+
     def read(path: str) -> np.ndarray | None:
         try:
             return source.read(path)

@@ -291,11 +291,23 @@ def test_the_page_of_the_docs_has_every_option_and_its_commands_are_understood()
         assert re.search(rf"^\| `{name}` \| `{default}` \|", table, re.MULTILINE)
 
 
+def test_pairs_that_a_sampler_kept_apart_are_shown(run):
+    trained = Manifest.read(run / "manifests" / "train.csv")
+    first, second = trained.identity_names()[:2]
+    (run / "suspects.csv").write_text(f"identity,other,cosine\n{first},{second},0.97\n")
+    assert main(["report", str(run), "--precision", "fp32"]) == 0
+    section = text_of(run / "report.html").split('id="suspects"')[1].split("</section>")[0]
+    assert "Among the images trained on, the centers of the two" in section
+    article = section.split("<article")[1].split("</article>")[0]
+    assert first in article and second in article and article.count("<img") == 6
+
+
 def test_the_templates_travel_in_a_wheel(tmp_path):
     """What setuptools puts into a build is what lies in the folder."""
     root = Path(__file__).parent.parent.parent
     names = {file.name for file in (root / "metricid/report/templates").iterdir()}
-    assert {"report.html", "compare.html", "parts.html", "report.css", "report.js"} == names
+    pages = {"base.html", "report.html", "compare.html", "suspects.html"}
+    assert pages | {"parts.html", "suspect_parts.html", "report.css", "report.js"} == names
     source = tmp_path / "source"
     wanted = shutil.ignore_patterns("__pycache__")
     for folder in ("metricid", "configs"):
