@@ -14,7 +14,7 @@ from metricid._version import __version__
 from metricid.comparison.entries import Entry
 from metricid.config import RunConfig
 from metricid.data.factory import build_splits
-from metricid.data.samplers import SAMPLERS
+from metricid.data.samplers import build_sampler
 from metricid.errors import InputError
 from metricid.losses import LOSSES
 from metricid.training.run_folder import changed_options, write_json
@@ -193,7 +193,7 @@ def look_at_batches(config: RunConfig) -> Batches:
     """
     train = build_splits(config.data, make_queries=config.evaluation.query_gallery).train
     labels = train.labels({name: label for label, name in enumerate(train.identity_names())})
-    sampler = SAMPLERS.build(config.data.sampler, labels=labels, seed=config.seed, rank=0, world_size=1)
+    sampler = build_sampler(config.data.sampler, labels=labels, seed=config.seed, rank=0, world_size=1)
     step = sampler.batch_size * config.train.accumulate
     if config.train.images is not None:
         steps = round(config.train.images / step)

@@ -4,12 +4,13 @@ A step's joined batch, the batches of all ranks one after the other, is the batc
 that many more identities (or images) draws from the same seed.
 """
 
-from collections.abc import Iterator
-from typing import Literal, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from metricid.errors import InputError
+from metricid.mining.checks import RangeError, check_at_least, check_enough, checked_labels
 from metricid.mining.sampler import HardIdentitySampler
 from metricid.registry import Registry
 
@@ -31,6 +32,22 @@ class Sampler(Protocol):
     def num_batches(self, epoch: int) -> int:
         """Batches in an epoch, the same on all ranks."""
         ...
+
+
+def build_sampler(options: Mapping[str, Any], **given: Any) -> Any:
+    """The sampler that the `data.sampler` of a recipe names.
+
+    Args:
+        options: its name and options.
+        given: labels, seed, rank and world_size.
+
+    Raises:
+        InputError: an option outside its range, or data with too few identities.
+    """
+    try:
+        return SAMPLERS.build(options, **given)
+    except RangeError as error:
+        raise InputError(f"data.sampler.{error}") from error
 
 
 class _Identities:
@@ -91,25 +108,17 @@ class PKSampler:
         Raises:
             InputError: fewer identities than P x world_size, or a count below 1.
         """
-        labels = _checked_labels(labels, rank, world_size)
-        _positive("identities", identities)
-        _positive("images", images)
+        labels = checked_labels(labels, rank, world_size)
+        check_at_least({"identities": identities, "images": images}, 1)
         if epoch not in ("images", "identities"):
-            raise InputError(f"sampler.epoch must be 'images' or 'identities', not {epoch!r}")
+            raise RangeError("epoch", f"must be 'images' or 'identities', not {epoch!r}")
         self.identities, self.images, self.epoch = identities, images, epoch
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.batch_size = identities * images
         self._groups = _Identities(labels)
         known = len(self._groups.names)
-        if known == 1:
-            raise InputError("the data has one identity only; telling identities apart needs two or more")
+        check_enough(known, identities, world_size)
         self._joined = identities * world_size
-        if known < self._joined:
-            processes = f" x {world_size} processes" if world_size > 1 else ""
-            raise InputError(
-                f"the data has {known} identities, but sampler.identities={identities}{processes} needs "
-                f"{self._joined}; set sampler.identities to {max(1, known // world_size)} or less"
-            )
         wanted = np.ones(known, np.int64)
         if epoch == "images":
             wanted = np.maximum((2 * self._groups.counts + images) // (2 * images), 1)
@@ -178,8 +187,8 @@ class ShuffleSampler:
         Raises:
             InputError: no images, or a count below 1.
         """
-        self._images = len(_checked_labels(labels, rank, world_size))
-        _positive("batch_size", batch_size)
+        self._images = len(checked_labels(labels, rank, world_size))
+        check_at_least({"batch_size": batch_size}, 1)
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
 
     def num_batches(self, epoch: int) -> int:
@@ -216,8 +225,8 @@ class ClassBalancedSampler:
         Raises:
             InputError: no images, or a count below 1.
         """
-        labels = _checked_labels(labels, rank, world_size)
-        _positive("batch_size", batch_size)
+        labels = checked_labels(labels, rank, world_size)
+        check_at_least({"batch_size": batch_size}, 1)
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self._groups = _Identities(labels)
         known = len(self._groups.names)
@@ -258,19 +267,3 @@ def _cut(sampler: Sampler, sequence: np.ndarray, start: int) -> Iterator[np.ndar
 
 def _generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, epoch, 0x5A3])
-
-
-def _positive(option: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"sampler.{option} must be at least 1, not {value}")
-
-
-def _checked_labels(labels: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or len(labels) == 0:
-        raise InputError(
-            f"a sampler needs one label per image and at least one image, got shape {labels.shape}"
-        )
-    if not 0 <= rank < world_size:
-        raise InputError(f"rank {rank} is outside [0, world_size={world_size})")
-    return labels

@@ -20,20 +20,23 @@ class MemoryOptions:
 
     Attributes:
         size: images that it holds, over all processes together.
-        warmup: share of the whole training until which the batch is compared with itself alone; the memory is
-            filled meanwhile.
+        warmup: until when the batch is compared with itself alone, while the memory is filled: a share of the
+            whole training below 1, or a whole number, from 1 on, of batches that the memory took in.
         momentum: None keeps the embeddings as the network computed them. A number keeps those of a second
             network, whose weights are a moving average: of each step (1 - momentum) goes into them.
     """
 
     size: int
-    warmup: float = 0.0
+    warmup: int | float = 0.0
     momentum: float | None = None
 
     def __post_init__(self) -> None:
         check_options(
             size=(self.size >= 1, f"must be at least 1 image, got {self.size}"),
-            warmup=(0 <= self.warmup < 1, f"is a share of the training in [0, 1), got {self.warmup}"),
+            warmup=(
+                0 <= self.warmup < 1 or (isinstance(self.warmup, int) and self.warmup >= 1),
+                f"is a share of the training in [0, 1), or a whole number of batches, got {self.warmup}",
+            ),
             momentum=(
                 self.momentum is None or 0 <= self.momentum < 1,
                 f"must be in [0, 1), such as 0.999, or null for no second network, got {self.momentum}",
@@ -71,7 +74,8 @@ class RememberedLoss(SideTerm):
         x, labels = moment.x, moment.labels
         if moment.gather is not None:
             x, labels = moment.gather(x, labels)
-        if moment.progress < self.warmup:
+        done = moment.progress if self.warmup < 1 else self.memory.pushes
+        if done < self.warmup:
             return self.loss(x, labels)
         return self.loss(x, labels, *self.memory.references(), with_batch=True)
 
@@ -99,7 +103,7 @@ def memory_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
             lines = error.problems
         else:
             end = options.get("end", 1.0)
-            if chosen.warmup >= end:
+            if end <= chosen.warmup < 1:
                 lines = [
                     f"warmup: ends at {chosen.warmup}, the term already at {end}: it would never be used"
                 ]

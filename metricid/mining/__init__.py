@@ -1,7 +1,7 @@
 """Mining: which samples of a batch to compare, and which identities to put into the next."""
 
 from metricid.mining.background import BackgroundSearch
-from metricid.mining.centers import RunningCenters
+from metricid.mining.centers import RunningCenters, RunningDistances
 from metricid.mining.guard import alike_pairs
 from metricid.mining.inbatch import Triplets, batch_all, batch_hard, pair_masks, semi_hard
 from metricid.mining.memory import CrossBatchMemory
@@ -14,6 +14,7 @@ __all__ = [
     "HardIdentitySampler",
     "Neighbours",
     "RunningCenters",
+    "RunningDistances",
     "Triplets",
     "alike_pairs",
     "batch_all",

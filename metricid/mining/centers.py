@@ -1,10 +1,10 @@
-"""One vector per identity: a running mean of its embeddings."""
+"""Running records of a training: a mean embedding of each identity, and how far each image is from it."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["RunningCenters"]
+__all__ = ["RunningCenters", "RunningDistances"]
 
 
 class RunningCenters(nn.Module):
@@ -63,11 +63,7 @@ class RunningCenters(nn.Module):
             raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {tuple(labels.shape)}")
         if not len(labels):
             return
-        # Every image of an identity writes the same row, so that the order of the writes does not matter.
-        same = labels[:, None] == labels[None, :]
-        unit = F.normalize(embeddings.detach().float(), dim=1)
-        mean = (same.float() @ unit) / same.sum(dim=1, keepdim=True)
-        mean = mean[same.to(torch.uint8).argmax(dim=1)]
+        mean = _means(F.normalize(embeddings.detach().float(), dim=1), labels)
         stays = torch.where(self.batches[labels] > 0, self.momentum, 0.0).unsqueeze(1)
         self.vectors[labels] = stays * self.vectors[labels] + (1 - stays) * mean
         self.batches[labels] = self.batches[labels] + 1
@@ -76,3 +72,64 @@ class RunningCenters(nn.Module):
     def distances(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """[B] cosine distance, 1 - cosine, of each embedding to its identity's center."""
         return 1 - F.cosine_similarity(embeddings.detach().float(), self.vectors[labels], dim=1)
+
+
+class RunningDistances(nn.Module):
+    """How far each image was from the center of its identity when a batch last held it.
+
+    Buffers are saved with the module. With several processes give all of them the gathered batch, and all
+    hold the same.
+
+    Args:
+        images: N.
+
+    Raises:
+        ValueError: N below 1.
+
+    Example:
+        >>> record = RunningDistances(3)
+        >>> record.update(torch.tensor([0.5, 0.25]), torch.tensor([2, 0]))
+        >>> record.known(otherwise=0.0).tolist()
+        [0.25, 0.0, 0.5]
+    """
+
+    distances: Tensor
+
+    def __init__(self, images: int):
+        super().__init__()
+        if images < 1:
+            raise ValueError(f"images must be at least 1, not {images}")
+        self.register_buffer("distances", torch.full((images,), torch.nan))
+
+    @torch.no_grad()
+    def update(self, distances: Tensor, images: Tensor) -> None:
+        """Takes in a batch; of an image that is in it more than once the mean.
+
+        Args:
+            distances: [B].
+            images: [B] int64 in [0, N).
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        if distances.dim() != 1 or images.shape != distances.shape:
+            raise ValueError(
+                "distances and images must be [B] both, not "
+                f"{tuple(distances.shape)} and {tuple(images.shape)}"
+            )
+        if len(images):
+            self.distances[images] = _means(distances.detach().float()[:, None], images)[:, 0]
+
+    def known(self, *, otherwise: float) -> Tensor:
+        """[N] on the CPU, with a number for the images that no batch has held yet."""
+        return self.distances.cpu().nan_to_num(nan=otherwise)
+
+
+def _means(rows: Tensor, labels: Tensor) -> Tensor:
+    """[B, D], for each row the mean of those with its label, to the bit the same for all of these.
+
+    So the order in which they are then written to one place does not matter.
+    """
+    same = labels[:, None] == labels[None, :]
+    mean = (same.float() @ rows) / same.sum(dim=1, keepdim=True)
+    return mean[same.to(torch.uint8).argmax(dim=1)]

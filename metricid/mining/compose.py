@@ -1,38 +1,32 @@
 """Which identities meet in a batch: seeds in random order, each with some of those it is confused with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metricid.mining.neighbours import Neighbours
+from metricid.mining.tables import Sources, by_owner, ranked
 
-__all__ = ["Epoch", "Table"]
+__all__ = ["Composed", "Epoch"]
 
 _TAG = 0x4A1D
 
 
-class Table:
-    """A neighbour table as the composition reads it.
+class Composed(NamedTuple):
+    """The identities of a joined batch.
 
-    Args:
-        neighbours: of all identities.
-        guard: pairs more alike than this are never put together on purpose; None for no guard.
+    Attributes:
+        identities: [size] int64, each seed followed by those drawn for it.
+        drawn: how many were drawn as neighbours, fewer than wanted where these were used up or guarded.
+        shown: of some identities, the images that the batch is to show of them.
     """
 
-    def __init__(self, neighbours: Neighbours, guard: float | None):
-        self.neighbours = neighbours
-        self.ids: NDArray[np.int32] = neighbours.ids.numpy()
-        self.similarity: NDArray[np.float16] = neighbours.similarity.numpy()
-        self.limit = np.inf if guard is None else guard
-        self._has_twins = self.similarity[:, 0].astype(np.float32) > self.limit  # the nearest comes first
-
-    def twins(self, identity: int) -> list[int]:
-        """Those among its neighbours that are too alike to one identity to be put beside it on purpose."""
-        if not self._has_twins[identity]:
-            return []
-        return self.ids[identity][self.similarity[identity].astype(np.float32) > self.limit].tolist()
+    identities: NDArray[np.int64]
+    drawn: int
+    shown: Mapping[int, list[int]]
 
 
 @dataclass
@@ -72,34 +66,27 @@ class Epoch:
         if self.turn == 0:
             self._owed[self._order[self.place :]] = 1
 
-    def compose(
-        self, batch: int, size: int, hard: int, table: Table | None, temperature: float
-    ) -> tuple[NDArray[np.int64], int]:
+    def compose(self, batch: int, size: int, hard: int, sources: Sources) -> Composed:
         """The next batch.
 
         Args:
             batch: its number within the epoch.
             size: identities in it.
             hard: how many of them are to be neighbours of others in it, below `size`.
-            table: None for a random batch.
-            temperature: of the draw among the neighbours, in units of cosine; 0 takes the nearest.
-
-        Returns:
-            identities [size] int64, each seed followed by those drawn for it; how many were drawn as
-            neighbours, fewer than `hard` where neighbours were used up or guarded.
+            sources: where these come from; without any table the batch is random.
         """
-        hard = 0 if table is None else hard
+        known = sources.table is not None or sources.images is not None
+        hard = hard if known else 0
         inside: set[int] = set()
         seeds = list(self._seeds(size - hard, inside))
         groups: list[list[int]] = [[seed] for seed in seeds]
-        if table is not None and hard:
-            self._draw(batch, groups, hard, table, temperature, inside)
+        shown = self._draw(batch, groups, hard, sources, inside) if hard else {}
         chosen = [identity for group in groups for identity in group]
         drawn = len(chosen) - len(seeds)
         chosen += self._seeds(size - len(chosen), inside)
         identities = np.array(chosen, np.int64)
         self.counts[identities] += 1
-        return identities, drawn
+        return Composed(identities, drawn, shown)
 
     def _seeds(self, number: int, inside: set[int]) -> Iterator[int]:
         """The next seeds that are not in the batch; those that are wait for the next batch."""
@@ -123,42 +110,70 @@ class Epoch:
         self.waiting = put_off + self.waiting
 
     def _draw(
-        self,
-        batch: int,
-        groups: list[list[int]],
-        hard: int,
-        table: Table,
-        temperature: float,
-        inside: set[int],
-    ) -> None:
-        """Adds to each seed its share of the hard ones, drawn without replacement among its neighbours.
-
-        The Gumbel form of a draw with probabilities softmax(similarity / temperature).
-        """
-        rows = np.array([group[0] for group in groups])
-        ids = table.ids[rows]
-        keys = table.similarity[rows].astype(np.float32)
-        free = (ids >= 0) & (keys <= table.limit) & (self.counts[ids] + self._owed[ids] < self.most)
-        if temperature > 0:
-            rng = np.random.default_rng([self.seed, self.epoch, _TAG, 1, batch])
-            keys = keys / temperature + rng.gumbel(size=keys.shape)
-        order = np.argsort(np.where(free, -keys, np.inf), axis=1, kind="stable")
-        ranked = np.take_along_axis(ids, order, axis=1).tolist()
-        barred = {twin for identity in inside for twin in table.twins(identity)}
-        for number, (group, candidates, count) in enumerate(
-            zip(groups, ranked, free.sum(axis=1).tolist(), strict=True)
-        ):
+        self, batch: int, groups: list[list[int]], hard: int, sources: Sources, inside: set[int]
+    ) -> dict[int, list[int]]:
+        """Adds to each seed its share of the hard ones; returns the images that they are to show."""
+        seeds = np.array([group[0] for group in groups])
+        offers = self._offers(batch, seeds, sources)
+        barred = set[int]().union(*(self._twins(seed, [], sources) for seed in seeds.tolist()))
+        shown = {}
+        for number, (group, offered) in enumerate(zip(groups, offers, strict=True)):
             wanted = (number + 1) * hard // len(groups) - number * hard // len(groups)
-            for identity in candidates[:count]:
-                if len(group) > wanted:
-                    break
+            while len(group) <= wanted and (offer := next(offered, None)) is not None:
+                identity, images = offer
                 if identity in inside or identity in barred:
                     continue
-                twins = table.twins(identity)  # a table is not symmetric: both sides are asked
+                twins = self._twins(
+                    identity, images, sources
+                )  # tables are not symmetric: both sides are asked
                 if inside.isdisjoint(twins):
                     group.append(identity)
                     inside.add(identity)
-                    barred.update(twins)
+                    barred |= twins
+                    if images:
+                        shown[identity] = images
+        return shown
+
+    def _offers(
+        self, batch: int, seeds: NDArray[np.int64], sources: Sources
+    ) -> list[Iterator[tuple[int, list[int]]]]:
+        """For each seed those that it is confused with, in the order in which they are asked.
+
+        First by the images that the seed shows, each with the images that these are confused with; then by
+        the table of identities, with no images in particular.
+        """
+        offers: list[Iterator[tuple[int, list[int]]]] = [iter(()) for _ in seeds]
+        if sources.images is not None:
+            of = sources.images
+            block = sources.walk.draw(seeds, self.counts[seeds])
+            ids, similarity = (part[block].reshape(len(seeds), -1) for part in (of.ids, of.similarity))
+            free = (ids >= 0) & (similarity.astype(np.float32) <= of.limit) & self._room(of.owners[ids])
+            rows = ranked(ids, similarity, free, sources.temperature, self._rng(2, batch))
+            offers = [by_owner(row, of.owners) for row in rows]
+        if sources.table is not None:
+            table = sources.table
+            ids, similarity = table.ids[seeds], table.similarity[seeds]
+            free = (ids >= 0) & (similarity.astype(np.float32) <= table.limit) & self._room(ids)
+            rows = ranked(ids, similarity, free, sources.temperature, self._rng(1, batch))
+            more = [((identity, list[int]()) for identity in row.tolist()) for row in rows]
+            offers = [chain(*both) for both in zip(offers, more, strict=True)]
+        return offers
+
+    def _room(self, identities: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether more batches of the epoch may hold an identity."""
+        return self.counts[identities] + self._owed[identities] < self.most
+
+    def _twins(self, identity: int, images: list[int], sources: Sources) -> set[int]:
+        """Those that are too alike to an identity, or to the images that it shows, to be put beside it."""
+        found = set() if sources.table is None else set(sources.table.twins(identity))
+        if sources.images is not None:
+            who = np.array([identity])
+            block = sources.walk.show(who, self.counts[who], {identity: images})
+            found |= sources.images.twins(block[0])
+        return found
 
     def _permutation(self) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, self.epoch, _TAG, 0, self.turn]).permutation(self.known)
+        return self._rng(0, self.turn).permutation(self.known)
+
+    def _rng(self, *what: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.epoch, _TAG, *what])

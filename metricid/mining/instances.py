@@ -1,5 +1,7 @@
 """Which images of an identity a batch shows."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,12 +15,17 @@ class Images:
 
     Args:
         labels: [N].
+
+    Attributes:
+        names: [C] the labels.
+        owners: [N] the identity of each image.
+        counts: [C] images of each identity.
     """
 
     def __init__(self, labels: NDArray[np.generic]):
-        self.names, place, self.counts = np.unique(labels, return_inverse=True, return_counts=True)
-        self._rows = np.argsort(place, kind="stable")
-        self._place = place[self._rows]
+        self.names, self.owners, self.counts = np.unique(labels, return_inverse=True, return_counts=True)
+        self._rows = np.argsort(self.owners, kind="stable")
+        self._place = self.owners[self._rows]
         self._starts = np.cumsum(self.counts) - self.counts
 
     def far_ranks(self, distances: NDArray[np.floating]) -> NDArray[np.int32]:
@@ -82,3 +89,26 @@ class Walk:
         among_far = (again * far + steps) % np.maximum(first, 1)
         among_rest = first + (again * (self._images - far) + steps - far) % np.maximum(rest, 1)
         return self._order[self._starts[identities, None] + np.where(steps < far, among_far, among_rest)]
+
+    def show(
+        self,
+        identities: NDArray[np.int64],
+        times: NDArray[np.int32],
+        wanted: Mapping[int, Sequence[int]],
+    ) -> NDArray[np.int64]:
+        """As `draw`, with certain images of some identities in it.
+
+        Args:
+            identities: [I].
+            times: [I].
+            wanted: by identity the images of it that are to be shown, the most wanted first. They take the
+                places of the last ones of the walk, as many as there are.
+        """
+        blocks = self.draw(identities, times)
+        for block, identity in zip(blocks, identities.tolist(), strict=True):
+            images = wanted.get(identity, ())[: len(block)]
+            inside = set(block.tolist())
+            missing = [image for image in images if image not in inside]
+            free = [place for place in reversed(range(len(block))) if block[place] not in images]
+            block[free[: len(missing)]] = missing
+        return blocks

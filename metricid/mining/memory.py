@@ -13,8 +13,9 @@ class CrossBatchMemory(nn.Module):
 
     A ring: the newest embeddings take the places of the oldest. How many there are follows from the sizes of
     what was pushed, so that the host never waits for the device. Nothing in it has a gradient. All of it is
-    saved with the module: the rows as buffers, the place of the next row and the number of rows as numbers
-    beside them. With several processes push the gathered batch in all of them, and all hold the same.
+    saved with the module: the rows as buffers, the place of the next row, the number of rows and that of the
+    batches so far as numbers beside them. With several processes push the gathered batch in all of them, and
+    all hold the same.
 
     Args:
         size: M, in images.
@@ -43,6 +44,7 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.pointer = 0
         self.filled = 0
+        self.pushes = 0
 
     @property
     def size(self) -> int:
@@ -81,6 +83,7 @@ class CrossBatchMemory(nn.Module):
             self.labels[place : place + count] = labels[rows]
         self.pointer = (self.pointer + kept) % self.size
         self.filled = min(self.filled + kept, self.size)
+        self.pushes += 1
 
     def references(self) -> tuple[Tensor, Tensor]:
         """What it holds, in no meaningful order.
@@ -92,11 +95,11 @@ class CrossBatchMemory(nn.Module):
 
     def get_extra_state(self) -> dict[str, int]:
         """What `state_dict` holds beside the buffers."""
-        return {"pointer": self.pointer, "filled": self.filled}
+        return {"pointer": self.pointer, "filled": self.filled, "pushes": self.pushes}
 
     def set_extra_state(self, state: Any) -> None:
         """The inverse of `get_extra_state`."""
-        self.pointer, self.filled = state["pointer"], state["filled"]
+        self.pointer, self.filled, self.pushes = state["pointer"], state["filled"], state["pushes"]
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.embeddings.shape[1]}"

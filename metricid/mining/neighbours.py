@@ -1,7 +1,7 @@
-"""Each identity's nearest other identities, from one vector per identity.
+"""The nearest others of each vector: of identities, or of images among those of other identities.
 
 Exact: a block of rows against a block of columns at a time, so that memory never grows with the square of
-the number of identities. Approximate, on the CPU above a size: `metricid.mining.partition`.
+the number of vectors. Approximate, on the CPU above a size: `metricid.mining.partition`.
 """
 
 import time
@@ -22,11 +22,11 @@ CHUNK = 1 << 14  # rows that are scaled at a time
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A table of nearest identities.
+    """A table of nearest identities, or images.
 
     Attributes:
         ids: [C, k] int32 on the CPU, nearest first, of equally near ones the smaller number first; -1 where
-            an identity has no (further) neighbour.
+            one has no (further) neighbour.
         similarity: [C, k] float16 on the CPU, cosines; 0 where `ids` is -1.
         seconds: what the search took.
         recall: share of the true neighbours in the table, measured on a sample; 1.0 for an exact search.
@@ -66,27 +66,38 @@ def unit_vectors(vectors: Tensor, exact_up_to: int = EXACT_UP_TO) -> Tensor:
 
 
 def find_neighbours(
-    vectors: Tensor, k: int = 50, *, exact_up_to: int = EXACT_UP_TO, normalized: bool = False, seed: int = 0
+    vectors: Tensor,
+    k: int = 50,
+    *,
+    exact_up_to: int = EXACT_UP_TO,
+    normalized: bool = False,
+    seed: int = 0,
+    owners: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Neighbours:
-    """The k nearest other identities of each identity by cosine.
+    """The k nearest others of each vector by cosine: of each identity, or of each image with `owners`.
 
-    On a GPU always exact; on the CPU exact up to `exact_up_to` identities, else approximate, with the recall
-    measured on 500 identities. Exact means: up to rounding in the matrix products, whose precision
-    on a GPU is PyTorch's setting (`torch.set_float32_matmul_precision`). An identity is never its own
-    neighbour. A row of zeros stands for an identity without a vector: it has no neighbours and is nobody's.
+    On a GPU always exact; on the CPU exact up to `exact_up_to` vectors, else approximate, with the recall
+    measured on 500 of them. Exact means: up to rounding in the matrix products, whose precision
+    on a GPU is PyTorch's setting (`torch.set_float32_matmul_precision`). Nobody is its own
+    neighbour. A row of zeros stands for a vector that is not known: it has no neighbours and is nobody's.
 
     Args:
         vectors: [C, D], any float dtype; the search runs on its device.
         k: neighbours of each; with C <= k the last columns are empty.
-        exact_up_to: most identities for an exact search on the CPU.
-        normalized: the rows are of `unit_vectors` and are used in place, which saves a copy.
+        exact_up_to: most vectors for an exact search on the CPU.
+        normalized: the rows have length 1 (or 0) and are used in place, which saves a copy.
         seed: of the partition and of the sample.
+        owners: [C] integers, such as the identities of images: vectors of the same owner are not each
+            other's neighbours. None: all may be.
+        rows: [R] int64, whose neighbours are wanted; all if None.
 
     Returns:
-        The table; deterministic for the same vectors, device and number of threads.
+        The table, with R rows if `rows` are given; deterministic for the same vectors, device and number of
+        threads.
 
     Raises:
-        ValueError: not a [C, D] matrix, k below 1, or a value that is not finite.
+        ValueError: not a [C, D] matrix, k below 1, another number of owners, or a value that is not finite.
 
     Example:
         >>> find_neighbours(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), k=1).ids.tolist()
@@ -96,21 +107,22 @@ def find_neighbours(
         raise ValueError(f"vectors must be a [C, D] float matrix, not {tuple(vectors.shape)} {vectors.dtype}")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
+    if owners is not None and owners.shape != vectors.shape[:1]:
+        raise ValueError(f"{len(vectors)} vectors need as many owners, not {tuple(owners.shape)}")
+    owners = None if owners is None else owners.to(vectors.device)
     began = time.perf_counter()
     with torch.no_grad():
         unit = vectors.detach() if normalized else unit_vectors(vectors, exact_up_to)
         lengths = torch.cat([part.float().norm(dim=1) for part in unit.split(CHUNK)])
         if not bool(lengths.isfinite().all()):
-            raise ValueError(
-                "a vector of an identity holds a value that is not finite; has the training diverged?"
-            )
+            raise ValueError("a vector holds a value that is not finite; has the training diverged?")
         known = lengths > 0
         recall = 1.0
         if _is_exact(unit, exact_up_to):
-            table = exact_search(unit, known, k)
+            table = exact_search(unit, known, k, rows, owners)
         else:
-            table = partitioned_search(unit, known, k, seed=seed)
-            recall = _recall(unit, known, table[0], seed)
+            table = partitioned_search(unit, known, k, rows, owners, seed=seed)
+            recall = _recall(unit, known, table[0], seed, rows, owners)
     ids, similarity = (part.cpu() for part in table)
     return Neighbours(ids, similarity, time.perf_counter() - began, recall)
 
@@ -119,10 +131,19 @@ def _is_exact(vectors: Tensor, exact_up_to: int) -> bool:
     return len(vectors) <= exact_up_to or vectors.device.type != "cpu"
 
 
-def _recall(unit: Tensor, known: Tensor, ids: Tensor, seed: int) -> float:
-    """Share of the true neighbours of a sample that the table holds."""
+def _recall(
+    unit: Tensor,
+    known: Tensor,
+    ids: Tensor,
+    seed: int,
+    rows: Tensor | None = None,
+    owners: Tensor | None = None,
+) -> float:
+    """Share of the true neighbours of a sample that the table holds; 1 where there are none."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(unit), generator=generator)[:SAMPLE].sort().values
-    truth = exact_search(unit, known, ids.shape[1], rows=rows)[0]
-    found = (truth[:, :, None] == ids[rows][:, None, :]).any(dim=2) & (truth >= 0)
-    return float(found.sum()) / max(int((truth >= 0).sum()), 1)
+    places = torch.randperm(len(ids), generator=generator)[:SAMPLE].sort().values
+    chosen = places if rows is None else rows[places]
+    truth = exact_search(unit, known, ids.shape[1], chosen, owners)[0]
+    found = (truth[:, :, None] == ids[places][:, None, :]).any(dim=2) & (truth >= 0)
+    wanted = int((truth >= 0).sum())
+    return float(found.sum()) / wanted if wanted else 1.0

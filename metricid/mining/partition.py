@@ -30,7 +30,15 @@ CHUNK = 2048  # rows of a matrix product
 FEW = 128  # rows whose candidates fit into the processor cache
 
 
-def partitioned_search(unit: Tensor, known: Tensor, k: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+def partitioned_search(
+    unit: Tensor,
+    known: Tensor,
+    k: int,
+    rows: Tensor | None = None,
+    owners: Tensor | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
     """The k nearest others of each row by dot product, most of them.
 
     How many lists are visited follows from the true neighbours of a sample. Memory beyond the vectors
@@ -40,20 +48,23 @@ def partitioned_search(unit: Tensor, known: Tensor, k: int, *, seed: int = 0) ->
         unit: [C, D] float16 or float32 on the CPU, rows of length 1.
         known: [C] bool; the others have no neighbours and are nobody's.
         k: columns of the result.
+        rows: [R] int64, whose neighbours; all if None.
+        owners: [C]; rows of the same owner are not each other's neighbours. None: all may be.
         seed: of the sample and of k-means.
 
     Returns:
-        ids [C, k] int32 (-1 where empty), values [C, k] float16 (0 where empty).
+        ids [R, k] int32 (-1 where empty), values [R, k] float16 (0 where empty).
     """
-    rows = known.nonzero().squeeze(1)
-    ids = torch.full((len(unit), k), -1, dtype=torch.int32)
-    values = torch.zeros((len(unit), k), dtype=torch.float16)
-    if len(rows) < 2:
+    here = torch.arange(len(unit)) if rows is None else rows
+    ids = torch.full((len(here), k), -1, dtype=torch.int32)
+    values = torch.zeros((len(here), k), dtype=torch.float16)
+    members = known.nonzero().squeeze(1)
+    if len(members) < 2:
         return ids, values
-    lists = _Lists(unit, rows, seed)
-    visits = _enough_visits(unit, known, lists, k, seed)
-    for mine in rows.split(BLOCK):
-        _search_block(unit, lists, mine, visits, k, ids, values)
+    lists = _Lists(unit, members, seed)
+    visits = _enough_visits(unit, known, lists, k, seed, owners)
+    for place in known[here].nonzero().squeeze(1).split(BLOCK):
+        ids[place], values[place] = _search_block(unit, lists, here[place], visits, k, owners)
     return ids, values
 
 
@@ -100,26 +111,30 @@ def _fast_bfloat16() -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
-def _enough_visits(unit: Tensor, known: Tensor, lists: _Lists, k: int, seed: int) -> int:
+def _enough_visits(
+    unit: Tensor, known: Tensor, lists: _Lists, k: int, seed: int, owners: Tensor | None
+) -> int:
     """The least number of lists that hold the wanted share of the true neighbours of a sample."""
     generator = torch.Generator().manual_seed(seed + 1)
     rows = known.nonzero().squeeze(1)
     rows = rows[torch.randperm(len(rows), generator=generator)[:SAMPLE]]
-    truth = exact_search(unit, known, k, rows=rows)[0]
+    truth = exact_search(unit, known, k, rows, owners)[0]
     order = lists.scores(rows).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(order.shape[1]).expand_as(order).contiguous()
     )
     needed = rank.gather(1, lists.owner[truth.clamp_min(0)].long())[truth >= 0].sort().values
+    if not len(needed):  # all of one owner
+        return min(DENSE, len(lists.members))
     enough = int(needed[math.ceil(TARGET * len(needed)) - 1]) + 1
     number = len(lists.members)
     return min(max(enough, DENSE), max(int(MOST_VISITED * number), DENSE), number)
 
 
 def _search_block(
-    unit: Tensor, lists: _Lists, mine: Tensor, visits: int, k: int, ids: Tensor, values: Tensor
-) -> None:
-    """Fills the rows of the result that are `mine` ([B], rising)."""
+    unit: Tensor, lists: _Lists, mine: Tensor, visits: int, k: int, owners: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The rows of the result that are `mine` ([B]): ids and values, [B, k]."""
     wide = k + max(8, k // 4) + 1  # the row itself, and what 16 bits may misplace
     probes = lists.nearest(mine, visits)
     dense = min(DENSE, visits)
@@ -127,6 +142,7 @@ def _search_block(
     best_ids = torch.full((len(mine), dense * wide), -1, dtype=torch.int32)
     for members, queries, place in _visits(lists, probes[:, :dense]):
         scores = lists.scores(mine[queries], members).float()
+        _hide_own(scores, mine[queries], members, owners)
         value, column = scores.topk(min(wide, len(members)), dim=1)
         columns = place[:, None] * wide + torch.arange(value.shape[1])
         best[queries[:, None], columns] = value
@@ -134,18 +150,30 @@ def _search_block(
     best, order = best.topk(min(wide, best.shape[1]), dim=1)
     top = _Top(best, best_ids.gather(1, order), lists.dtype)
     for members, queries, _ in _visits(lists, probes[:, dense:]):
-        top.add(queries, members, lists.scores(mine[queries], members, fill=GROUP))
+        scores = lists.scores(mine[queries], members, fill=GROUP)
+        _hide_own(scores[:, : len(members)], mine[queries], members, owners)
+        top.add(queries, members, scores)
     top.merge()
+    ids = torch.full((len(mine), k), -1, dtype=torch.int32)
+    values = torch.zeros((len(mine), k), dtype=torch.float16)
     for first in range(0, len(mine), FEW):
         here = mine[first : first + FEW]
         near = top.ids[first : first + FEW].sort(dim=1).values
         others = unit.index_select(0, near.clamp_min(0).flatten()).view(*near.shape, -1)
         exact = torch.bmm(others.float(), unit.index_select(0, here)[:, :, None].float()).squeeze(2)
-        exact.masked_fill_((near < 0) | (near == here[:, None]), -torch.inf)
+        hidden = (near < 0) | (near == here[:, None])
+        if owners is not None:
+            hidden |= owners[near.clamp_min(0).long()] == owners[here, None]
+        exact.masked_fill_(hidden, -torch.inf)
         exact, order = exact.sort(dim=1, descending=True, stable=True)
-        found = torch.full((len(here), k), -1, dtype=torch.int32), values.new_zeros(len(here), k)
-        keep(*found, slice(None), exact[:, :k], near.gather(1, order[:, :k]))
-        ids[here], values[here] = found
+        keep(ids, values, slice(first, first + FEW), exact[:, :k], near.gather(1, order[:, :k]))
+    return ids, values
+
+
+def _hide_own(scores: Tensor, rows: Tensor, members: Tensor, owners: Tensor | None) -> None:
+    """Sets the scores [R, M] of rows [R] with members [M] of the same owner to minus infinity."""
+    if owners is not None:
+        scores.masked_fill_(owners[rows, None] == owners[members], -torch.inf)
 
 
 def _visits(lists: _Lists, probes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metricid.errors import InputError
-from metricid.mining.compose import Epoch
+from metricid.mining.by_epoch import ByEpoch
+from metricid.mining.checks import RangeError, check_at_least, check_enough, checked_labels
+from metricid.mining.compose import Composed, Epoch
 from metricid.mining.course import Course
 from metricid.mining.guard import alike_pairs
 from metricid.mining.instances import Images, Walk
 from metricid.mining.neighbours import EXACT_UP_TO, Neighbours
+from metricid.mining.offline import Join, OfflineOptions, OfflineTables, search_embeddings
 from metricid.mining.schedule import TableSchedule
+from metricid.mining.tables import ImageTable, Sources
 
 __all__ = ["HardIdentitySampler"]
 
@@ -59,6 +63,7 @@ class HardIdentitySampler:
         guard: float | None = 0.95,
         far_share: float = 0.0,
         exact_up_to: int = EXACT_UP_TO,
+        offline: dict[str, int] | None = None,
         *,
         seed: int = 0,
         rank: int = 0,
@@ -76,8 +81,8 @@ class HardIdentitySampler:
             share_start: that share when the warm-up ends.
             ramp: batches from the end of the warm-up over which the share goes evenly from `share_start`
                 to `share`.
-            warmup: batches that are random; if None one epoch, or 0 where `refresh` is None. Those
-                before the first table are random, too.
+            warmup: batches that are random; if None one epoch, or 0 where nothing is searched (`refresh` and
+                `offline` None). Those before the first table are random, too.
             neighbours: k, those most like an identity, among which hard ones are drawn.
             temperature: of that draw: weights are softmax(cosine / temperature); 0 takes the nearest.
             refresh: batches between two searches; None: only tables given to `use`.
@@ -88,8 +93,11 @@ class HardIdentitySampler:
             guard: identities more alike than this cosine are probably one person and are not put together
                 on purpose; None for no guard.
             far_share: of an identity's images in a batch that come from the farthest quarter of its images,
-                once `set_distances` was called.
-            exact_up_to: most identities for an exact search on the CPU.
+                once `set_distances` or `use_embeddings` was called.
+            exact_up_to: most identities, or images, for an exact search on the CPU.
+            offline: the embeddings of all images are wanted before every `every`-th epoch after the warm-up
+                (`use_embeddings`); a seed then stands beside images that its own are confused with, drawn
+                among the `images` most like each. None: identities alone decide.
             seed: with the tables it determines everything.
             rank: this process, in [0, world_size).
             world_size: processes; no identity is in the batches of two of them in the same step.
@@ -97,43 +105,33 @@ class HardIdentitySampler:
         Raises:
             InputError: an option outside its range, or fewer identities than P x world_size.
         """
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or len(labels) == 0:
-            raise InputError(
-                f"a sampler needs one label per image and at least one image, got shape {labels.shape}"
-            )
-        if not 0 <= rank < world_size:
-            raise InputError(f"rank {rank} is outside [0, world_size={world_size})")
+        labels = checked_labels(labels, rank, world_size)
         counts = {"identities": identities, "images": images, "neighbours": neighbours}
-        _at_least(counts | {"exact_up_to": exact_up_to}, 1)
-        _at_least({"ramp": ramp, "warmup": warmup, "temperature": temperature}, 0)
-        _at_least({"refresh": refresh, "delay": delay}, 1)
-        _at_least({"max_repeat": max_repeat}, 2)
+        check_at_least(counts | {"exact_up_to": exact_up_to}, 1)
+        check_at_least({"ramp": ramp, "warmup": warmup, "temperature": temperature}, 0)
+        check_at_least({"refresh": refresh, "delay": delay}, 1)
+        check_at_least({"max_repeat": max_repeat}, 2)
         if epoch not in ("images", "identities"):
-            raise InputError(f"sampler.epoch must be 'images' or 'identities', not {epoch!r}")
+            raise RangeError("epoch", f"must be 'images' or 'identities', not {epoch!r}")
         if vectors not in ("mean", "classifier", "centers"):
-            raise InputError(f"sampler.vectors must be 'mean', 'classifier' or 'centers', not {vectors!r}")
-        if not (0 <= share < 1 and 0 <= share_start < 1):
-            raise InputError("sampler.share and sampler.share_start must be at least 0 and below 1")
+            raise RangeError("vectors", f"must be 'mean', 'classifier' or 'centers', not {vectors!r}")
+        for name, value in {"share": share, "share_start": share_start}.items():
+            if not 0 <= value < 1:
+                raise RangeError(name, f"must be at least 0 and below 1, not {value}")
         if not 0 <= far_share <= 1:
-            raise InputError(f"sampler.far_share must be from 0 to 1, not {far_share}")
+            raise RangeError("far_share", f"must be from 0 to 1, not {far_share}")
         if refresh is not None and delay is not None and delay > refresh:
-            raise InputError(f"sampler.delay={delay} must not be above sampler.refresh={refresh}")
+            raise RangeError("delay", f"must not be above refresh={refresh}, but is {delay}")
+        self.offline = None if offline is None else OfflineOptions.read(offline)
         self.identities, self.images, self.batch_size = identities, images, identities * images
         self.vectors, self.seed, self.rank, self.world_size = vectors, seed, rank, world_size
         self._seed = seed & 0xFFFFFFFFFFFFFFFF
         self._groups = Images(labels)
         self._known = len(self._groups.names)
         self._joined = identities * world_size
-        if self._known < max(self._joined, 2):
-            processes = f" x {world_size} processes" if world_size > 1 else ""
-            raise InputError(
-                f"the data has {self._known} identities, but sampler.identities={identities}{processes} "
-                f"needs {max(self._joined, 2)}; set sampler.identities to "
-                f"{max(1, self._known // world_size)} or less"
-            )
+        check_enough(self._known, identities, world_size)
         self._share, self._share_start, self._ramp = share, share_start, ramp
-        self._temperature, self._far = temperature, round(far_share * images)
+        self._temperature, self.far = temperature, round(far_share * images)
         # Seeds in every batch, whatever the share is at the time: the length of an epoch must not change.
         seeds = self._joined - max(self._hard(share), self._hard(share_start))
         self._batches = -(-self._known // seeds)
@@ -141,7 +139,7 @@ class HardIdentitySampler:
             self._batches = max(self._batches, -(-len(labels) // (self._joined * images)))
         self._most = int(np.ceil(max_repeat * self._batches * self._joined / self._known))
         if warmup is None:
-            warmup = self._batches if refresh else 0
+            warmup = self._batches if refresh or self.offline else 0
         self._warmup = warmup
         delay = delay or refresh or 0
         self.delay = delay if refresh is not None else None
@@ -154,10 +152,12 @@ class HardIdentitySampler:
             guard=guard,
             exact_up_to=exact_up_to,
         )
-        self._guard = guard
+        self.guard = guard
+        self._neighbours, self._exact_up_to = neighbours, exact_up_to
         self._done = self._next = 0
         self._course = Course(self._fresh(0))
-        self._far_ranks: list[tuple[int, NDArray[np.int32]]] = []  # (first epoch, ranks), rising
+        self._ranks: ByEpoch[NDArray[np.int32]] = ByEpoch("distances of the images")
+        self._image_tables: ByEpoch[ImageTable] = ByEpoch("neighbours of the images")
 
     def num_batches(self, epoch: int) -> int:
         """Batches in an epoch, the same on all ranks and in all epochs."""
@@ -184,23 +184,26 @@ class HardIdentitySampler:
         course, walk = self._course, self._walk(epoch)
         mine = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
         for batch in range(start, self._batches):
-            identities = self._compose(state, course, batch)[mine]
-            yield walk.draw(identities, state.counts[identities] - 1).ravel()
+            joined = self._compose(state, course, batch, walk)
+            identities = joined.identities[mine]
+            yield walk.show(identities, state.counts[identities] - 1, joined.shown).ravel()
 
-    def after_step(self, done: int, vectors: Tensor | Callable[[], Tensor]) -> None:
+    def after_step(self, done: int, vectors: Tensor | Callable[[], Tensor] | None = None) -> None:
         """To be called after every batch, on all ranks; starts a search where one is due.
 
         Args:
             done: batches done since the training began, `epoch * num_batches(epoch) + batch`.
             vectors: [C, D] one row per identity, or a function that returns it, called only when needed.
-                The same on all ranks.
+                The same on all ranks. None for a sampler with `refresh=None`.
 
         Raises:
-            ValueError: the number of rows is not that of the identities.
+            ValueError: the number of rows is not that of the identities, or none are given to a search.
         """
         self._done = done
-        self._schedule.drop_before(self._used)
+        self._drop_before(self._used)
         if self._schedule.due(done):
+            if vectors is None:
+                raise ValueError("a search for neighbours is due; give after_step one vector per identity")
             self._schedule.begin(done, vectors() if callable(vectors) else vectors)
 
     def use(self, neighbours: Neighbours, epoch: int = 0) -> None:
@@ -223,26 +226,72 @@ class HardIdentitySampler:
             ValueError: another shape, or a value that is not finite.
         """
         distances = np.asarray(distances)
-        number = int(self._groups.counts.sum())
+        number = len(self._groups.owners)
         if distances.shape != (number,) or not np.isfinite(distances).all():
             raise ValueError(f"distances must be [{number}] finite values, one per image")
-        epoch = -(-self._done // self._batches)
-        kept = [entry for entry in self._far_ranks if entry[0] < epoch]
-        self._far_ranks = [*kept[-1:], (epoch, self._groups.far_ranks(distances))]
+        self._ranks.put(self._coming, self._groups.far_ranks(distances))
+
+    def offline_due(self, epoch: int) -> bool:
+        """Whether `use_embeddings` is to be called before the first batch of an epoch is drawn."""
+        if self.offline is None or self._image_tables.begins(epoch):
+            return False
+        first = -(-self._warmup // self._batches)
+        return epoch >= first and (epoch - first) % self.offline.every == 0
+
+    def use_embeddings(
+        self, vectors: Tensor, *, normalized: bool = False, join: Join | None = None
+    ) -> OfflineTables:
+        """Searches the embeddings of all images; what is found is in force from the next epoch that begins.
+
+        That is: whom each image is confused with, the neighbours of each identity, and which images are far
+        from their identity's center. To be called on all ranks, with the same embeddings.
+
+        Args:
+            vectors: [N, D], any float dtype; a row of zeros for an image that could not be embedded. The
+                search runs on their device.
+            normalized: the rows have length 1, or 0, and are used in place, which saves a copy.
+            join: joins the parts of all ranks, in their order, along the first dimension; each rank then
+                searches for its part of the images. None: each searches for all.
+
+        Raises:
+            ValueError: the sampler has no `offline`, another number of rows, or a value that is not finite.
+        """
+        number = len(self._groups.owners)
+        if self.offline is None:
+            raise ValueError("a sampler that takes embeddings of all images needs offline={}")
+        if vectors.dim() != 2 or len(vectors) != number:
+            raise ValueError(f"embeddings must be [{number}, D], one per image, not {tuple(vectors.shape)}")
+        mine = torch.arange(number).tensor_split(self.world_size)[self.rank]
+        found = search_embeddings(
+            vectors,
+            torch.from_numpy(self._groups.owners),
+            self.offline,
+            neighbours=self._neighbours,
+            exact_up_to=self._exact_up_to,
+            normalized=normalized,
+            share=None if join is None else (mine.to(vectors.device), join),
+        )
+        epoch = self._coming
+        self._image_tables.put(epoch, self._image_table(found.images))
+        self._schedule.renew(epoch * self._batches, found.identities)
+        if self.far:
+            self.set_distances(found.distances)
+        return found
 
     def suspects(self) -> tuple[Tensor, Tensor]:
         """The pairs of identities above the guard in the table in force, see `alike_pairs`."""
         found = self._schedule.latest(self._used)
-        if found is None or self._guard is None:
+        if found is None or self.guard is None:
             return torch.empty(0, 2, dtype=torch.int64), torch.empty(0)
-        return alike_pairs(found[1], self._guard)
+        return alike_pairs(found[1], self.guard)
 
     def status(self) -> dict[str, float | None]:
         """For the log, as of the last `after_step`.
 
         Returns:
             `hard_share` reached in that batch; of the table behind it `table_age`, batches since its vectors
-            were taken, `search_seconds` and `search_recall`; `search_waited_seconds` so far. None: not yet.
+            were taken, `search_seconds` and `search_recall`; `search_waited_seconds` so far; `offline_age`,
+            batches since the embeddings of all images were taken. None: not yet.
         """
         found = self._schedule.latest(self._used)
         share = None
@@ -254,14 +303,15 @@ class HardIdentitySampler:
             "search_seconds": None if found is None else found[1].seconds,
             "search_recall": None if found is None else found[1].recall,
             "search_waited_seconds": self._schedule.waited_seconds,
+            "offline_age": self._offline_age(),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What the coming batches depend on besides the options, as of the last `after_step`.
 
         The same on all ranks. A search under way is waited for, so that its table is in the state. A table
-        takes 6 bytes per identity and neighbour, and there are two at most; the rest 4 bytes per identity,
-        and 8 per image once distances are set.
+        takes 6 bytes per identity and neighbour, or per image and neighbour with `offline`, and there are two
+        at most; the rest 4 bytes per identity, and 8 per image once distances are set.
 
         Raises:
             RuntimeError: `after_step` lags behind by more than an epoch.
@@ -275,13 +325,15 @@ class HardIdentitySampler:
             raise RuntimeError(
                 f"batch {batch} of epoch {epoch} was not drawn; call after_step after every batch"
             )
-        self._schedule.drop_before(self._done)
-        ranks = [(first, torch.from_numpy(ranks)) for first, ranks in self._far_ranks]
+        self._drop_before(self._done)
+        ranks = [(first, torch.from_numpy(ranks)) for first, ranks in self._ranks.entries]
+        tables = [(first, table.neighbours.state()) for first, table in self._image_tables.entries]
         return {
             "done": self._done,
             "course": course.state(batch),
             "schedule": self._schedule.state(),
-            "far_ranks": ranks,
+            "ranks": {"forgotten": self._ranks.forgotten, "entries": ranks},
+            "images": {"forgotten": self._image_tables.forgotten, "entries": tables},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -299,12 +351,35 @@ class HardIdentitySampler:
         self._done, self._next = state["done"], 0
         self._course = Course.load(state["course"], self._seed, self._most)
         self._schedule.load(state["schedule"])
-        self._far_ranks = [(first, ranks.numpy().copy()) for first, ranks in state["far_ranks"]]
+        ranks, tables = state["ranks"], state["images"]
+        self._ranks.forgotten, self._image_tables.forgotten = ranks["forgotten"], tables["forgotten"]
+        self._ranks.entries = [(first, value.numpy().copy()) for first, value in ranks["entries"]]
+        self._image_tables.entries = [
+            (first, self._image_table(Neighbours(**value))) for first, value in tables["entries"]
+        ]
 
     @property
     def _used(self) -> int:
         """Number of the latest batch that was used."""
         return max(self._done - 1, 0)
+
+    @property
+    def _coming(self) -> int:
+        """The next epoch that begins."""
+        return -(-self._done // self._batches)
+
+    def _image_table(self, neighbours: Neighbours) -> ImageTable:
+        return ImageTable(neighbours, self._groups.owners, self.guard)
+
+    def _drop_before(self, done: int) -> None:
+        """Lets go of what no batch from `done` on needs."""
+        self._schedule.drop_before(done)
+        self._ranks.drop_before(done // self._batches)
+        self._image_tables.drop_before(done // self._batches)
+
+    def _offline_age(self) -> int | None:
+        firsts = [first * self._batches for first, _ in self._image_tables.entries]
+        return self._used - max(firsts) if firsts and max(firsts) <= self._used else None
 
     def _enter(self, epoch: int, start: int) -> Epoch:
         """The composition before a batch, from what was drawn or by composing all before it again."""
@@ -314,21 +389,22 @@ class HardIdentitySampler:
             steps = self._course.steps[: start - self._course.first]
             self._course = Course(self._course.start, self._course.first, steps)
             return state
-        state = self._fresh(epoch)
+        state, walk = self._fresh(epoch), self._walk(epoch)
         self._course = Course(self._fresh(epoch))
         for batch in range(start):
-            self._compose(state, self._course, batch)
+            self._compose(state, self._course, batch, walk)
         return state
 
-    def _compose(self, state: Epoch, course: Course, batch: int) -> NDArray[np.int64]:
-        """[P*W] identities of the joined batch."""
+    def _compose(self, state: Epoch, course: Course, batch: int, walk: Walk) -> Composed:
+        """The P*W identities of the joined batch."""
         number = state.epoch * self._batches + batch
-        table, hard = None, 0
+        sources, hard = Sources(walk), 0
         if number >= self._warmup:
             table, hard = self._schedule.at(number), self._hard(self._share_at(number))
-        identities, drawn = state.compose(batch, self._joined, hard, table, self._temperature)
-        course.add(state, identities, drawn)
-        return identities
+            sources = Sources(walk, self._temperature, table, self._image_tables.at(state.epoch))
+        joined = state.compose(batch, self._joined, hard, sources)
+        course.add(state, joined.identities, joined.drawn)
+        return joined
 
     def _share_at(self, number: int) -> float:
         risen = 1.0 if not self._ramp else min((number - self._warmup) / self._ramp, 1.0)
@@ -342,12 +418,5 @@ class HardIdentitySampler:
         return Epoch(self._seed, epoch, self._known, self._most)
 
     def _walk(self, epoch: int) -> Walk:
-        ranks = next((ranks for first, ranks in reversed(self._far_ranks) if first <= epoch), None)
         rng = np.random.default_rng([self._seed, epoch, _TAG])
-        return self._groups.walk(rng, self.images, self._far, ranks)
-
-
-def _at_least(options: Mapping[str, float | None], least: int) -> None:
-    for name, value in options.items():
-        if value is not None and not value >= least:
-            raise InputError(f"sampler.{name} must be at least {least}, not {value}")
+        return self._groups.walk(rng, self.images, self.far, self._ranks.at(epoch))

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from metricid.mining.background import BackgroundSearch
-from metricid.mining.compose import Table
 from metricid.mining.neighbours import Neighbours
+from metricid.mining.tables import Table
 
 __all__ = ["TableSchedule"]
 
@@ -83,6 +83,12 @@ class TableSchedule:
             raise ValueError(f"a table is in force from batch {self._tables[-1][0]}, after {start}")
         self._tables = [entry for entry in self._tables if entry[0] < start]
         self._tables.append((start, start if searched is None else searched, Table(neighbours, self._guard)))
+
+    def renew(self, start: int, neighbours: Neighbours) -> None:
+        """Puts a table in force that is newer than all that were searched for, or are being, until now."""
+        self._search = None
+        self._tables = [entry for entry in self._tables if entry[0] < start]
+        self.put(start, neighbours)
 
     def at(self, batch: int) -> Table | None:
         """The table in force for a batch; waits for it where it is still being searched.

@@ -58,7 +58,9 @@ def merge_tables(
     return both[:, :k], torch.cat([ids, new_ids], dim=1).gather(1, order[:, :k])
 
 
-def exact_search(unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def exact_search(
+    unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None, owners: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k nearest others of each row (or of some rows) by dot product.
 
     Time is O(R x C x D); memory beyond the vectors and the result is one block of scores.
@@ -68,6 +70,7 @@ def exact_search(unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None
         known: [C] bool; the others have no neighbours and are nobody's.
         k: columns of the result; those beyond C - 1 stay empty.
         rows: [R] int64, whose neighbours; all if None.
+        owners: [C]; rows of the same owner are not each other's neighbours. None: all may be.
 
     Returns:
         ids [R, k] int32 (-1 where empty), values [R, k] float16 (0 where empty), on the device of `unit`.
@@ -88,6 +91,9 @@ def exact_search(unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None
         for left in range(0, number, wide):
             scores = queries @ unit[left : left + wide].float().T
             hide(scores, mine, left, hidden)
+            if owners is not None:
+                same = owners[mine, None] == owners[left : left + wide]
+                scores.masked_fill_(same, -torch.inf)
             value, column = first_largest(scores, min(k, scores.shape[1]))
             best, best_ids = merge_tables(best, best_ids, value, (column + left).int(), k)
         keep(ids, values, slice(first, first + high), best, best_ids)

@@ -12,7 +12,7 @@ from metricid.data.dataset import ImageDataset
 from metricid.data.factory import Splits, build_splits, data_problems, pick_workers
 from metricid.data.loader import Loader
 from metricid.data.masks import check_masks
-from metricid.data.samplers import SAMPLERS
+from metricid.data.samplers import build_sampler
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
 from metricid.evaluation import PROTOCOLS
@@ -108,7 +108,7 @@ def build_run(config: RunConfig, world: World) -> Run:
             check_columns(config.evaluation.protocols, part)
     label_map = {name: label for label, name in enumerate(splits.train.identity_names())}
     labels = splits.train.labels(label_map)
-    sampler = SAMPLERS.build(
+    sampler = build_sampler(
         config.data.sampler, labels=labels, seed=config.seed, rank=world.rank, world_size=world.size
     )
     dataset = ImageDataset(
@@ -147,7 +147,7 @@ def build_run(config: RunConfig, world: World) -> Run:
     except ValueError as error:
         raise InputError(f"objective: {error}") from error
     ahead = loader.workers * config.data.prefetch + config.train.accumulate
-    mined = mined_batches(sampler, objective, label_map, embedder.embedding_dim, ahead)
+    mined = mined_batches(sampler, objective, label_map, len(labels), embedder.embedding_dim, ahead)
     embedder.to(world.device)
     objective.to(world.device)
     embedder.channels_last = config.train.channels_last

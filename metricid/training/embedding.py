@@ -1,5 +1,6 @@
 """From images to embeddings, with the model in evaluation mode."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,12 +66,59 @@ def embed_images(
         InputError: an image that cannot be read, with policy `error`.
     """
     mine = np.array_split(np.arange(len(table)), world.size)[world.rank]
-    part = table.select(mine)
+    skipped: list[str] = []
+    found = list(
+        embed_stream(
+            embedder,
+            source,
+            table.select(mine),
+            world=world,
+            precision=precision,
+            batch_size=batch_size,
+            flip=flip,
+            workers=workers,
+            on_corrupt=on_corrupt,
+            skipped=skipped,
+            label=label,
+        )
+    )
+    vectors, kept = [part[0] for part in found], [mine[part[1]] for part in found]
+    empty = np.zeros((0, embedder.output_dim), dtype=np.float32)
+    parts = gather_objects(
+        (np.concatenate([empty, *vectors]), np.concatenate([mine[:0], *kept]), skipped), world
+    )
+    rows = np.concatenate([p[1] for p in parts])
+    return Embedded(
+        np.concatenate([p[0] for p in parts]), table.select(rows), [s for p in parts for s in p[2]]
+    )
+
+
+def embed_stream(
+    embedder: Embedder,
+    source: ImageSource,
+    part: Manifest,
+    *,
+    world: World,
+    precision: Precision,
+    batch_size: int,
+    flip: bool,
+    workers: int,
+    on_corrupt: OnCorrupt,
+    skipped: list[str],
+    label: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Embeds this rank's images batch by batch; arguments are those of `embed_images`, but for:
+
+    Args:
+        part: the images of this rank.
+        skipped: takes the paths of images that could not be read.
+
+    Yields:
+        float32 vectors [B, D], and the places [B] in `part` that they belong to.
+    """
     transform = build_transform({"preset": "plain"}, size=embedder.config.preprocessing.size, train=False)
     was_training = embedder.training
     embedder.eval()
-    vectors, kept = [], []
-    skipped: list[str] = []
     try:
         images = iterate_images(
             source,
@@ -81,31 +129,16 @@ def embed_images(
             on_corrupt=on_corrupt,
             skipped=skipped,
         )
-        with (
-            torch.inference_mode(),
-            tqdm(
-                total=len(part),
-                desc=label,
-                unit="img",
-                disable=not world.is_main,
-                leave=False,
-                mininterval=1.0,
-            ) as bar,
-        ):
+        with tqdm(
+            total=len(part), desc=label, unit="img", disable=not world.is_main, leave=False, mininterval=1.0
+        ) as bar:
             for batch, index in images:
-                vectors.append(forward_batch(embedder, batch, world.device, precision, flip).cpu().numpy())
-                kept.append(mine[index])
+                with torch.inference_mode():
+                    vectors = forward_batch(embedder, batch, world.device, precision, flip).cpu().numpy()
+                yield vectors, index
                 bar.update(len(index))
     finally:
         embedder.train(was_training)
-    empty = np.zeros((0, embedder.output_dim), dtype=np.float32)
-    parts = gather_objects(
-        (np.concatenate([empty, *vectors]), np.concatenate([mine[:0], *kept]), skipped), world
-    )
-    rows = np.concatenate([p[1] for p in parts])
-    return Embedded(
-        np.concatenate([p[0] for p in parts]), table.select(rows), [s for p in parts for s in p[2]]
-    )
 
 
 def forward_batch(

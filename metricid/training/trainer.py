@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,9 @@ from tqdm import tqdm
 
 from metricid.data.loader import Batch
 from metricid.errors import InputError
-from metricid.models.embedder import embedder_to_dict
+from metricid.losses.remembered import RememberedLoss
 from metricid.training.build import Run
-from metricid.training.checkpoint import (
-    CheckpointStore,
-    load_weights,
-    random_state,
-    set_random_state,
-    write_checkpoint,
-)
+from metricid.training.checkpoint import CheckpointStore, random_state, write_checkpoint
 from metricid.training.distributed import (
     Interrupted,
     any_rank,
@@ -37,8 +31,9 @@ from metricid.training.distributed import (
 from metricid.training.loggers import JsonlLog, Progress, TensorBoardLog
 from metricid.training.module import build_module, check_compiler
 from metricid.training.momentum import slow_network
+from metricid.training.offline import mine_offline
 from metricid.training.optim import WeightAverage, set_learning_rate
-from metricid.training.run_folder import changed_options
+from metricid.training.saving import check_state, load_state, model_state, whole_state
 from metricid.training.signals import Stopped, StopRequest
 from metricid.training.state import Position, Window
 from metricid.training.surgery import GradientSurgery
@@ -111,7 +106,13 @@ class Trainer:
             began = time.perf_counter()
             epoch_before = position.epoch
             waited = self.run.loader.wait_seconds
-            micro = [next(batches) for _ in range(config.train.accumulate)]
+            before = replace(position)
+            try:
+                micro = [next(batches) for _ in range(config.train.accumulate)]
+            except Interrupted:  # an offline pass was left: the next run makes it again, from the same state
+                self.position = before
+                self._pause(window, save=True)
+                raise
             waited = self.run.loader.wait_seconds - waited
             window.wait += waited
 
@@ -198,7 +199,7 @@ class Trainer:
             total += float(output.total.detach()) / len(micro)
             for name, value in output.terms.items():
                 terms[name] = terms.get(name, 0.0) + value / len(micro)
-            used.append((features, embedding, labels, pixels))
+            used.append((features, embedding, labels, pixels, batch.index))
         if self.surgery is not None:
             self.surgery.finish(self.position.step)
 
@@ -220,11 +221,11 @@ class Trainer:
         self.scaler.update()
         if self.slow is not None:
             self.slow.update(run.embedder)
-        for features, embedding, labels, pixels in used:
+        for features, embedding, labels, pixels, index in used:
             slow = None if self.slow is None else self.slow.of(pixels)
             run.objective.after_step(features, embedding, labels, self._gather(), slow=slow)
             if run.mined is not None:
-                run.mined.update(embedding, labels, self._gather())
+                run.mined.update(embedding, labels, index, self._gather())
         if self.average is not None:
             self.average.update(run.embedder)
         self.position.nonfinite_in_a_row = 0
@@ -285,7 +286,7 @@ class Trainer:
             images_per_second=round(speed, 1),
             wait_share=round(wait, 4),
             skipped_images=len(self.skipped_images()),
-            **({} if self.run.mined is None else {"mining": self.run.mined.sampler.status()}),
+            **self._mining(),
         )
         if self.board is not None:
             scalars = {"loss": loss, "lr": rate, "images_per_second": speed, "wait_share": wait}
@@ -295,6 +296,20 @@ class Trainer:
             self.board.write(position.step, scalars)
         detail = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
         return f"{detail} | {speed:.0f} img/s, waiting {wait:.0%}"
+
+    def _mining(self) -> dict[str, Any]:
+        """For the log: what a mining sampler is at, and how full each memory of past batches is."""
+        found: dict[str, Any] = {}
+        if self.run.mined is not None:
+            found["mining"] = self.run.mined.sampler.status()
+        full = {
+            term.name: len(term.loss.memory) / term.loss.memory.size
+            for term in self.run.objective.terms
+            if isinstance(term.loss, RememberedLoss)
+        }
+        if full:
+            found["memory"] = full
+        return found
 
     def _validate(self) -> None:
         """Measures the model and keeps it if it is the best; a stop request leaves all as it was before."""
@@ -338,7 +353,7 @@ class Trainer:
         if improved:
             self.position.best = value
             if self.world.is_main:
-                write_checkpoint(self.store.best, self._model_state())
+                write_checkpoint(self.store.best, model_state(self))
 
     def _checkpoint_due(self, epochs: int, steps: int, seconds: float) -> bool:
         config = self.config.checkpoint
@@ -349,37 +364,12 @@ class Trainer:
         due = config.every_minutes is not None and seconds >= 60 * config.every_minutes
         return any_rank(due, self.world)
 
-    def _model_state(self) -> dict[str, Any]:
-        return {
-            "embedder": embedder_to_dict(self.run.embedder.config),
-            "model": self.run.embedder.state_dict(),
-            "ema": self.average.model.state_dict() if self.average is not None else None,
-            "objective": self.run.objective.state_dict(),
-            "label_map": self.run.label_map,
-            "columns": self.run.side.columns.plain(),
-            "fingerprint": self.fingerprint,
-            "config": self.config.plain(),
-            "position": asdict(self.position),
-        }
-
     def _save(self) -> Path:
         """Writes the whole state; rank 0 writes, the generators of all ranks go into it."""
         generators = gather_objects(random_state(), self.world)
         path = self.folder
         if self.world.is_main:
-            state = {
-                **self._model_state(),
-                "optimizer": self.run.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "ema_updates": self.average.updates if self.average is not None else 0,
-                "random": generators,
-                "world_size": self.world.size,
-                "skipped_images": self.skipped_images(),
-                "slow": self.slow.state_dict() if self.slow is not None else None,
-                "mined": self.run.mined.state_dict() if self.run.mined is not None else None,
-                "log_position": self.log.position() if self.log is not None else 0,
-            }
-            path = self.store.save(state, self.position.step)
+            path = self.store.save(whole_state(self, generators), self.position.step)
         barrier(self.world)
         return path
 
@@ -397,36 +387,8 @@ class Trainer:
         if found is None:
             return
         path, state = found
-        changed = changed_options(state["config"], self.config)
-        if changed:
-            raise InputError(
-                f"{path}: written under another recipe ({'; '.join(changed[:4])}); "
-                "give this run another name: name=..."
-            )
-        if state["world_size"] != self.world.size:
-            raise InputError(
-                f"{path}: written by {state['world_size']} processes, this run has {self.world.size}; "
-                f"start it with --nproc-per-node {state['world_size']}, or give it another name: name=..."
-            )
-        if state["fingerprint"] != self.fingerprint:
-            raise InputError(
-                f"{path}: written for other training data ({len(state['label_map'])} identities then, "
-                f"{len(self.run.label_map)} now); restore the data, or give this run another name: name=..."
-            )
-        run = self.run
-        load_weights(run.embedder, state["model"], path, run.embedder.config)
-        load_weights(run.objective, state["objective"], path, run.embedder.config)
-        if self.average is not None:
-            load_weights(self.average.model, state["ema"], path, run.embedder.config)
-            self.average.updates = state["ema_updates"]
-        run.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**state["position"])
-        if self.slow is not None:
-            self.slow.load_state_dict(state["slow"])
-        if run.mined is not None:
-            run.mined.load_state_dict(state["mined"])
-        set_random_state(state["random"][self.world.rank])
+        check_state(self, path, state)
+        load_state(self, path, state)
         self._skipped_before = state["skipped_images"]
         self._log_position = state["log_position"]
         self.say(f"resuming {self.folder} from step {self.position.step} of {self.total_steps}")
@@ -438,6 +400,8 @@ class Trainer:
         """All batches from the present position on, across epochs; the position moves with them."""
         position, loader = self.position, self.run.loader
         while True:
+            if not position.batch:
+                self._prepare_epoch()
             for batch in loader.epoch(position.epoch, position.batch):
                 position.batch += 1
                 if position.batch == loader.sampler.num_batches(position.epoch):
@@ -445,6 +409,16 @@ class Trainer:
                     yield batch
                     break
                 yield batch
+
+    def _prepare_epoch(self) -> None:
+        """What a sampler that mines is told before an epoch; nothing of the epoch is drawn yet."""
+        mined, position = self.run.mined, self.position
+        if mined is None:
+            return
+        if mined.sampler.offline_due(position.epoch):
+            facts = mine_offline(self.run, self.folder, stop=lambda: self.stop.number is not None)
+            self._write_log("offline", step=position.step, epoch=position.epoch, **facts)
+        mined.before_epoch()
 
     def _open_tensorboard(self) -> TensorBoardLog | None:
         if self.world.is_main and self.config.log.tensorboard:

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metricid.data.samplers import SAMPLERS, ClassBalancedSampler, PKSampler, ShuffleSampler
+from metricid.data.samplers import (
+    SAMPLERS,
+    ClassBalancedSampler,
+    PKSampler,
+    ShuffleSampler,
+    build_sampler,
+)
 from metricid.errors import InputError
 
 COUNTS = st.lists(st.integers(1, 30), min_size=2, max_size=40)
@@ -187,18 +193,18 @@ def test_class_balanced_shows_identities_equally_often(counts, size, world, epoc
     [
         (
             lambda: PKSampler(labels_of([4] * 12), 16, 4),
-            "12 identities, but sampler.identities=16 needs 16; set",
+            "identities: 16 needs 16 identities, and the data has 12; set it to 12 or less",
         ),
         (
             lambda: PKSampler(labels_of([4] * 12), 8, 4, rank=1, world_size=2),
-            "sampler.identities=8 x 2 processes needs 16; set sampler.identities to 6 or less",
+            "identities: 8 x 2 processes needs 16 identities, and the data has 12; set it to 6 or less",
         ),
         (lambda: PKSampler(np.zeros(9, int), 1, 4), "one identity only"),
-        (lambda: PKSampler(labels_of([4, 4]), 0, 4), "sampler.identities must be at least 1, not 0"),
-        (lambda: PKSampler(labels_of([4, 4]), 2, -1), "sampler.images must be at least 1"),
-        (lambda: PKSampler(labels_of([4, 4]), 2, 2, "image"), "sampler.epoch must be"),
-        (lambda: ShuffleSampler(np.zeros(3, int), 0), "sampler.batch_size must be at least 1"),
-        (lambda: ClassBalancedSampler(np.zeros(3, int), 0), "sampler.batch_size must be at least 1"),
+        (lambda: PKSampler(labels_of([4, 4]), 0, 4), "identities: must be at least 1, not 0"),
+        (lambda: PKSampler(labels_of([4, 4]), 2, -1), "images: must be at least 1"),
+        (lambda: PKSampler(labels_of([4, 4]), 2, 2, "image"), "epoch: must be"),
+        (lambda: ShuffleSampler(np.zeros(3, int), 0), "batch_size: must be at least 1"),
+        (lambda: ClassBalancedSampler(np.zeros(3, int), 0), "batch_size: must be at least 1"),
         (lambda: ShuffleSampler(np.array([], int), 4), "at least one image"),
         (lambda: ShuffleSampler(np.zeros(3, int), 4, rank=2, world_size=2), r"rank 2 is outside"),
     ],
@@ -207,6 +213,27 @@ def test_wrong_use_is_one_line(call, message):
     with pytest.raises(InputError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"name": "pk", "identities": 3},
+            "data.sampler.identities: 3 needs 3 identities, and the data has 2",
+        ),
+        ({"name": "shuffle", "batch_size": 0}, "data.sampler.batch_size: must be at least 1, not 0"),
+        ({"name": "hard_identity", "identities": 2, "share": 1.0}, "data.sampler.share: must be at least 0"),
+        (
+            {"name": "hard_identity", "identities": 2, "offline": {"every": 0}},
+            "data.sampler.offline.every: must be at least 1, not 0",
+        ),
+    ],
+)
+def test_in_a_recipe_an_option_out_of_range_is_named_by_its_path(options, message):
+    with pytest.raises(InputError) as caught:
+        build_sampler(options, labels=labels_of([4, 4]), seed=0, rank=0, world_size=1)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 def test_recipes_name_samplers_by_their_options():

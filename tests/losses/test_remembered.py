@@ -66,6 +66,19 @@ def test_an_empty_memory_and_one_that_warms_up_change_nothing():
     assert step(warm, 0.4, *parts)[0] != step(plain, 0.4, *parts)[0]
 
 
+def test_a_warm_up_of_batches_counts_those_that_the_memory_took_in():
+    plain = objective({"loss": "triplet"})
+    warm = objective({"loss": "triplet", "memory": {"size": 100, "warmup": 3}})
+    for seed in range(3):
+        parts = batch(seed)
+        assert step(warm, 0.9, *parts)[0] == step(plain, 0.9, *parts)[0]
+    again = objective({"loss": "triplet", "memory": {"size": 100, "warmup": 3}})
+    again.load_state_dict(warm.state_dict())
+    parts = batch(5)
+    totals = [step(made, 0.9, *parts)[0] for made in (plain, warm, again)]
+    assert totals[0] != totals[1] == totals[2]
+
+
 def test_a_term_outside_its_window_keeps_nothing():
     made = objective({"loss": "softmax"}, {"loss": "triplet", "start": 0.5, "memory": {"size": 100}})
     step(made, 0.4, *batch(0))
@@ -153,7 +166,8 @@ def test_every_loss_takes_a_memory_or_says_in_one_line_why_not(name):
         ({}, "0.memory.size", "is required"),
         ({"size": 0}, "0.memory.size", "must be at least 1 image, got 0"),
         ({"size": 64.5}, "0.memory.size", "expected an integer, got 64.5"),
-        ({"size": 64, "warmup": 1.0}, "0.memory.warmup", "is a share of the training in [0, 1), got 1.0"),
+        ({"size": 64, "warmup": 1.0}, "0.memory.warmup", "in [0, 1), or a whole number of batches, got 1.0"),
+        ({"size": 64, "warmup": -1}, "0.memory.warmup", "in [0, 1), or a whole number of batches, got -1"),
         ({"size": 64, "momentum": 1}, "0.memory.momentum", "must be in [0, 1), such as 0.999"),
         (
             {"size": 64, "momentun": 0.9},

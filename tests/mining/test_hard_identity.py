@@ -407,5 +407,5 @@ def test_what_does_not_fit_is_refused():
         sampler.load_state_dict(state)
     with pytest.raises(InputError, match="one label per image"):
         HardIdentitySampler(np.array([]))
-    with pytest.raises(InputError, match="1 identities"):
+    with pytest.raises(InputError, match="one identity only"):
         HardIdentitySampler(np.array([1, 1]), 1)

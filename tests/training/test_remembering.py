@@ -147,7 +147,11 @@ def test_all_ranks_hold_the_same_memory(two, sync):
     first, second = (memories(found[sync]) for found in ranks)
     assert len(first) == 9
     equal_to_the_bit(first, second)
-    assert first["losses.contrastive.memory._extra_state"] == {"pointer": 96 % 44, "filled": 44}
+    assert first["losses.contrastive.memory._extra_state"] == {
+        "pointer": 96 % 44,
+        "filled": 44,
+        "pushes": 12,
+    }
 
 
 @pytest.mark.timeout(180)
@@ -168,7 +172,8 @@ def test_a_resumed_run_ends_bit_identical(tmp_path, precision, cut):
     run = tmp_path / values["name"]
     train(check_recipe(values, "whole"), ONE)
     whole = final_state(run)
-    assert whole["objective"]["losses.triplet.memory._extra_state"] == {"pointer": 96 % 20, "filled": 20}
+    held = whole["objective"]["losses.triplet.memory._extra_state"]
+    assert held == {"pointer": 96 % 20, "filled": 20, "pushes": 12}
     for path in CheckpointStore(run / "checkpoints", keep=100).steps():
         if int(path.stem.rpartition("-")[2]) > cut:
             path.unlink()
