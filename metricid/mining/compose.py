@@ -146,7 +146,8 @@ class Epoch:
         if sources.images is not None:
             of = sources.images
             block = sources.walk.draw(seeds, self.counts[seeds])
-            ids, similarity = (part[block].reshape(len(seeds), -1) for part in (of.ids, of.similarity))
+            ids = of.ids[block].reshape(len(seeds), -1)
+            similarity = of.similarity[block].reshape(len(seeds), -1)
             free = (ids >= 0) & (similarity.astype(np.float32) <= of.limit) & self._room(of.owners[ids])
             rows = ranked(ids, similarity, free, sources.temperature, self._rng(2, batch))
             offers = [by_owner(row, of.owners) for row in rows]

@@ -96,7 +96,7 @@ def ranked(
         temperature: 0 for falling similarity.
         rng: decides the draw.
     """
-    keys = similarity.astype(np.float32)
+    keys: NDArray[np.floating] = similarity.astype(np.float32)
     if temperature > 0:
         keys = keys / temperature + rng.gumbel(size=keys.shape)
     order = np.argsort(np.where(free, -keys, np.inf), axis=1, kind="stable")

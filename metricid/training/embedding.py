@@ -1,6 +1,6 @@
 """From images to embeddings, with the model in evaluation mode."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +106,7 @@ def embed_stream(
     on_corrupt: OnCorrupt,
     skipped: list[str],
     label: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Embeds this rank's images batch by batch; arguments are those of `embed_images`, but for:
 
     Args:
