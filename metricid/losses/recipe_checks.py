@@ -1,8 +1,9 @@
 """What is wrong with the list of terms in a recipe, all at once."""
 
+import difflib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from metricid.losses.weights import REGULARISERS
 from metricid.registry import Registry, describe, matches, signature_problems, unknown
 
 OF_NETWORK = ("l1", "l2")
+WHERE_THE_LOSSES_ARE = "all: docs/losses.md, or python -m metricid.losses.table --names"
 IN_OWN_LOOPS = ("gan_discriminator", "gan_generator")
 
 
@@ -54,7 +56,7 @@ def list_problems(terms: Any) -> list[tuple[str, str]]:
     if not found:
         found = _name_problems(terms) + _gap_problems(terms)
         found += _momentum_problems(terms) + _mask_problems(terms)
-    return found or _partner_problems(terms)
+    return found or _partner_problems(terms) or _idle_problems(terms)
 
 
 def _term_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -121,15 +123,20 @@ def _loss_problems(options: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _unknown_loss(chosen: Mapping[str, Any], registry: Registry) -> str:
-    if registry is not LOSSES or not isinstance(chosen.get("loss"), str):
-        return registry.problems({"loss": chosen["loss"]} if "loss" in chosen else {})[0]
+    loss = chosen.get("loss")
+    if registry is TASKS:
+        return registry.problems(chosen)[0]
+    if not isinstance(loss, str):
+        return f"needs the key 'loss', the name of one, such as softmax ({WHERE_THE_LOSSES_ARE})"
+    if loss in TASKS.names():
+        return f"{loss!r} is for a number in a manifest column; add task: number and column: ..."
     everything = sorted(
         {name for known in (LOSSES, REGULARISERS, DISTILLATION, ADVERSARIAL) for name in known.names()}
         - set(IN_OWN_LOOPS)
     )
-    if chosen["loss"] in TASKS.names():
-        return f"{chosen['loss']!r} is for a number in a manifest column; add task: number and column: ..."
-    return unknown("loss", chosen["loss"], everything)
+    near = difflib.get_close_matches(loss, everything, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"unknown loss {loss!r}{hint} ({WHERE_THE_LOSSES_ARE})"
 
 
 def _side_keys(loss: str, registry: Registry) -> set[str]:
@@ -214,13 +221,58 @@ def _mask_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _gap_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """A stretch of the training in which no term is on would train nothing."""
+    gap = _gap((term.get("start", 0.0), term.get("end", 1.0)) for term in terms)
+    return [] if gap is None else [("", f"no term is on between {gap[0]:g} and {gap[1]:g} of the training")]
+
+
+def _idle_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Nor would one in which no loss counts."""
+    gap = _gap(stretch for term in terms for stretch in _counting(term))
+    if gap is None:
+        return []
+    return [
+        (
+            "",
+            f"between {gap[0]:g} and {gap[1]:g} of the training every loss has the weight 0 or is off, "
+            "regularisers aside: it would train nothing; give one a weight above 0",
+        )
+    ]
+
+
+def _gap(stretches: Iterable[tuple[float, float]]) -> tuple[float, float] | None:
+    """The first part of [0, 1] that no stretch covers."""
     covered = 0.0
-    windows = sorted((term.get("start", 0.0), term.get("end", 1.0)) for term in terms)
-    for start, end in [*windows, (1.0, 1.0)]:
+    for start, end in [*sorted(stretches), (1.0, 1.0)]:
         if start > covered:
-            return [("", f"no term is on between {covered:g} and {start:g} of the training")]
+            return covered, start
         covered = max(covered, end)
-    return []
+    return None
+
+
+def _counting(term: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The stretches in which the loss of a term is on with a weight above 0; none for a regulariser."""
+    if registry_of(term) is REGULARISERS:
+        return []
+    start, end = term.get("start", 0.0), term.get("end", 1.0)
+    cut = [(max(start, first), min(end, last)) for first, last in _above_zero(term.get("weight", 1.0))]
+    return [(first, last) for first, last in cut if first < last]
+
+
+def _above_zero(weight: Any) -> list[tuple[float, float]]:
+    """The stretches in which a weight without problems is above 0; of a plateau, as it begins."""
+    whole = [(0.0, 1.0)]
+    if not isinstance(weight, Mapping):
+        return whole if weight > 0 else []
+    if "plateau" in weight:
+        return _above_zero(weight["plateau"])
+    if "steps" in weight:
+        steps = sorted((float(at), value) for at, value in weight["steps"].items())
+        ends = [at for at, _ in steps[1:]] + [1.0]
+        return [(at, end) for (at, value), end in zip(steps, ends, strict=True) if value > 0]
+    first, last = weight["cosine" if "cosine" in weight else "linear"]
+    if first == last == 0:
+        return []
+    return [(0.0 if first else weight.get("from", 0.0), 1.0 if last else weight.get("to", 1.0))]
 
 
 def _momentum_problems(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The tables of all losses in docs/losses.md, made from the classes themselves.
 
-`python -m metricid.losses.table < docs/losses.md` prints the page with what is between its markers made anew.
+`python -m metricid.losses.table < docs/losses.md` prints the page with what is between its markers made anew;
+`python -m metricid.losses.table --names` the names alone.
 """
 
 import inspect
@@ -88,6 +89,15 @@ def option_sections(without: set[str]) -> str:
     return "\n\n".join(parts)
 
 
+def name_list() -> str:
+    """The names of all losses, one line for each kind."""
+    kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for registry in REGISTRIES.values():
+        for name, cls in _classes(registry):
+            kinds[cls.kind].append(name)
+    return "\n".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items())
+
+
 def options(cls: type) -> dict[str, Any]:
     """The options of a loss with their defaults, without what the caller supplies."""
     parameters = inspect.signature(cls).parameters
@@ -151,4 +161,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(fill(sys.stdin.read()))
+    sys.stdout.write(name_list() + "\n" if sys.argv[1:] == ["--names"] else fill(sys.stdin.read()))

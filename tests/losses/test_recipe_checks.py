@@ -32,6 +32,13 @@ GOOD: list[list[dict]] = [
     [ID, {"loss": "domain_adversarial"}],
     [ID, {"loss": "domain_adversarial", "column": "room", "hidden": [8], "form": "hinge"}],
     [ID, {"loss": "zero_mean", "of": "vector"}],
+    [ID, {"loss": "triplet", "weight": 0}],
+    [ID | {"weight": {"linear": [0, 1]}}],
+    [
+        ID | {"weight": {"linear": [1, 0], "to": 0.5}},
+        {"loss": "arcface", "weight": {"steps": {0: 0, 0.5: 1}}},
+    ],
+    [ID | {"weight": {"plateau": 0.1, "factor": 2}}],
 ]
 
 
@@ -47,11 +54,27 @@ def test_no_list(terms: Any) -> None:
 
 BAD: list[tuple[list[Any], str]] = [
     (["softmax"], "0: expected a mapping such as {loss: softmax}, got 'softmax'"),
-    ([{}], "0.loss: needs the key 'loss' (one of: "),
+    (
+        [{}],
+        "0.loss: needs the key 'loss', the name of one, such as softmax (all: docs/losses.md, or python -m "
+        "metricid.losses.table --names)",
+    ),
     ([{"loss": ["softmax"]}], "0.loss: "),
-    ([{"loss": "sofmax"}], "0.loss: unknown loss 'sofmax'; did you mean 'softmax'?"),
-    ([{"loss": "rkd_distanc"}], "0.loss: unknown loss 'rkd_distanc'; did you mean 'rkd_distance'?"),
+    ([{"loss": "sofmax"}], "0.loss: unknown loss 'sofmax'; did you mean 'softmax' or 'mv_softmax' or "),
+    ([{"loss": "rkd_distanc"}], "0.loss: unknown loss 'rkd_distanc'; did you mean 'rkd_distance' or "),
     ([{"loss": "smooth_l1"}], "0.loss: 'smooth_l1' is for a number in a manifest column; add task: number"),
+    (
+        [{"loss": "center_los"}],
+        "0.loss: unknown loss 'center_los'; did you mean 'center'? (all: docs/losses.md, or python -m ",
+    ),
+    (
+        [{"loss": "xyz"}],
+        "0.loss: unknown loss 'xyz' (all: docs/losses.md, or python -m metricid.losses.table",
+    ),
+    (
+        [{"task": "number", "column": "age", "loss": "ms"}],
+        "0.loss: unknown task loss 'ms'; did you mean 'mse'? (one of: ",
+    ),
     ([ID | {"name": 3}], "0.name: expected a text, got 3"),
     ([ID | {"name": "a b"}], "0.name: 'a b' cannot be a name: take letters, digits"),
     ([ID | {"name": "keys"}], "0.name: 'keys' cannot be a name"),
@@ -63,6 +86,15 @@ BAD: list[tuple[list[Any], str]] = [
     ([ID | {"margin": 0.5}], "0.margin: unknown option 'margin'"),
     ([ID | {"name": "a"}, ID | {"name": "a"}], "1.name: 'a' is the name of another term"),
     ([ID | {"end": 0.4}, ID | {"start": 0.6}], ": no term is on between 0.4 and 0.6 of the training"),
+    ([ID | {"weight": 0}], ": between 0 and 1 of the training every loss has the weight 0 or is off"),
+    ([ID | {"weight": 0.0}, {"loss": "triplet", "start": 0.5}], ": between 0 and 0.5 of the training every"),
+    ([ID | {"weight": 0}, {"loss": "l2", "of": "network"}], ": between 0 and 1 of the training every loss"),
+    ([{"loss": "l2", "of": "network"}], ": between 0 and 1 of the training every loss"),
+    ([ID | {"weight": {"linear": [0, 0]}}], ": between 0 and 1 of the training every loss"),
+    ([ID | {"weight": {"cosine": [0, 1], "from": 0.25}}], ": between 0 and 0.25 of the training every loss"),
+    ([ID | {"weight": {"linear": [1, 0], "to": 0.75}}], ": between 0.75 and 1 of the training every loss"),
+    ([ID | {"weight": {"steps": {0: 1, 0.5: 0, 0.75: 2}}}], ": between 0.5 and 0.75 of the training every"),
+    ([ID | {"weight": {"plateau": 0, "min": 1}}], ": between 0 and 1 of the training every loss"),
     ([ID | {"teacher": "runs/big"}], "0.teacher: is not for loss softmax"),
     ([ID | {"column": "room"}], "0.column: is not for loss softmax"),
     ([ID, {"loss": "triplet", "of": "softmax"}], "1.of: is not for loss triplet"),

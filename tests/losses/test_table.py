@@ -64,6 +64,17 @@ def test_options_are_read_from_signature_and_docstring() -> None:
     assert "[`island`](#island) | center | " in PAGE
 
 
+def test_the_names_alone() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "metricid.losses.table", "--names"], capture_output=True, text=True, cwd=ROOT
+    ).stdout
+    lines = dict(line.split(": ") for line in printed.splitlines())
+    assert list(lines) == list(KINDS)
+    names = [name for names in lines.values() for name in names.split(", ")]
+    assert sorted(names) == sorted(name for registry in REGISTRIES.values() for name in registry.names())
+    assert "island" in lines["center"].split(", ") and "mae" in lines["regression"].split(", ")
+
+
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="losses: table"):
         fill("# Losses\n")
