@@ -268,18 +268,27 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         InputError: not YAML, not a mapping, or an override without `=`.
     """
+    values = read_yaml(file)
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: a recipe is a mapping of sections (data, model, objective, ...)")
+    values.setdefault("name", file.stem)
+    return apply_overrides(values, overrides)
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds; None for an empty one.
+
+    Raises:
+        InputError: it cannot be read, or is not YAML in UTF-8.
+    """
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not a text file in UTF-8") from error
     except yaml.YAMLError as error:
         raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file}: a recipe is a mapping of sections (data, model, objective, ...)")
-    values.setdefault("name", file.stem)
-    return apply_overrides(values, overrides)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from metricid.comparison.plan import (
 from metricid.comparison.precheck import build_problems
 from metricid.comparison.queue import (
     Device,
-    Stop,
     failure_of,
     forget_failure,
     is_finished,
@@ -43,6 +42,7 @@ from metricid.losses.objective import Objective
 from metricid.registry import unknown
 from metricid.training.build import check_recipe
 from metricid.training.distributed import pick_device
+from metricid.training.signals import StopRequest
 
 # Many runs: a report of each costs time, a second checkpoint of each disk space. A recipe may say otherwise.
 _OWN_DEFAULTS: dict[str, dict[str, Any]] = {"log": {"report": False}, "checkpoint": {"keep": 1}}
@@ -95,7 +95,7 @@ def _work(plan: Plan, by: str, devices: Sequence[Device], *, as_json: bool) -> i
         file=sys.stderr,
     )
     board = _write(plan, by)
-    with Stop() as stop:
+    with StopRequest(impatient=False) as stop:
         work_off(todo, devices, stop, lambda _: _write(plan, by))
     if todo:
         board = _write(plan, by)
@@ -264,9 +264,11 @@ def _plan(
             )
         return join_plans(old, replace(plan, images=old.images))
     print(f"a short trial of {len(entries)} objectives, to turn the budget into images", file=sys.stderr)
-    speeds = measure_speeds(firsts, device.option, device.environment)
+    speeds, failures = measure_speeds(firsts, device.option, device.environment)
+    for name, reason in failures.items():
+        print(f"{name}: its trial failed: {reason}; the images are chosen without it", file=sys.stderr)
     steps = max(1, int(min(speeds.values()) * budget // batches.step_images))
-    return replace(plan, images=steps * batches.step_images, budget=budget, trial=speeds)
+    return replace(plan, images=steps * batches.step_images, budget=budget, trial=speeds, left_out=failures)
 
 
 def _images(asked: int | None, batches: Batches) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metricid.config import apply_overrides, read_recipe
+from metricid.config import apply_overrides, read_yaml
 from metricid.errors import InputError
 
 OWN = "recipe"  # the entry that is the recipe's own objective
@@ -73,11 +73,13 @@ def read_objectives(file: Path) -> list[Entry]:
     Raises:
         InputError: not such a file.
     """
-    values = read_recipe(file)
-    if values.get("name") == file.stem:  # what `read_recipe` adds
-        del values["name"]
-    if not values:
-        raise InputError(f"{file}: holds no objective; write lines such as 'mine: [{{loss: softmax}}]'")
+    values = read_yaml(file)
+    if not isinstance(values, dict) or not values:
+        held = "is empty" if values is None else "holds no objective" if values == {} else "is no mapping"
+        raise InputError(
+            f"--objectives: {file}: {held}; it maps names to lists of terms, "
+            "in lines such as 'mine: [{loss: softmax}]'"
+        )
     entries = []
     for name, value in values.items():
         if isinstance(value, dict) and set(value) <= _IN_FILE and "objective" in value:

@@ -120,6 +120,10 @@ def notes(board: Leaderboard) -> list[str]:
             f"{plan.trial[slowest]:.0f} img/s) takes about {plan.budget:.0f} s; the others take less"
         )
     said.append(f"Every run saw {plan.images:,} images: {told}.")
+    said += [
+        f"The trial of {name} failed ({reason}), so it had no say in the number of images."
+        for name, reason in plan.left_out.items()
+    ]
     if len(plan.seeds) > 1:
         said.append(
             "A seed sets the initial weights, the batches and the augmentation; the split of the data is the "

@@ -54,6 +54,7 @@ class Plan:
         images: images that every run sees.
         budget: seconds of training that `images` was chosen for; None if it was given.
         trial: objective -> images per second in the short trial that `images` was chosen by.
+        left_out: objective -> why its trial failed, so that it had no say in the number of images.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Plan:
     images: int
     budget: float | None = None
     trial: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def runs(self) -> list[PlannedRun]:
         """All runs, seed by seed, so that the first seed of all objectives is done before any second one."""
@@ -87,6 +89,7 @@ class Plan:
             "images": self.images,
             "budget_seconds": self.budget,
             "trial_images_per_second": self.trial,
+            "trial_failures": self.left_out,
         }
         write_json(self.folder / PLAN, values)
 
@@ -112,6 +115,7 @@ def read_plan(folder: Path) -> Plan | None:
             int(values["images"]),
             values["budget_seconds"],
             dict(values["trial_images_per_second"]),
+            dict(values.get("trial_failures", {})),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: damaged; choose another --name, or remove {folder}") from error
@@ -146,7 +150,7 @@ def join_plans(old: Plan, new: Plan) -> Plan:
             f"{old.folder}: holds another comparison ({'; '.join(changed[:4])}"
             f"{'; ...' if len(changed) > 4 else ''}); choose another --name"
         )
-    return replace(new, budget=old.budget, trial=old.trial)
+    return replace(new, budget=old.budget, trial=old.trial, left_out=old.left_out)
 
 
 def _shared(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -213,8 +217,9 @@ def partner_problems(entries: Sequence[Entry], sampler: dict[str, Any], partners
         return []
     problems = []
     for entry in entries:
-        names = [term["loss"] for term in entry.objective]
-        needy = [name for name in names if getattr(LOSSES.get(name), "kind", "") in _PARTNER_KINDS]
+        names = [term["loss"] for term in entry.objective if "task" not in term]
+        known = [name for name in names if name in LOSSES.names()]
+        needy = [name for name in known if getattr(LOSSES.get(name), "kind", "") in _PARTNER_KINDS]
         if needy:
             problems.append(
                 f"{entry.name}: {needy[0]} compares images of one identity, but with sampler "

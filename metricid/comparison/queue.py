@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 import yaml
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from metricid.errors import InputError
 from metricid.files import atomic_write
 from metricid.report.run_files import read_results
 from metricid.training.run_folder import write_json
+from metricid.training.signals import StopRequest
 
 FAILURE = "failure.json"
 PAUSE = 0.2  # seconds between looks at the processes
@@ -50,27 +50,6 @@ class _Child:
     device: Device
     output: IO[bytes]
     started: float
-
-
-class Stop:
-    """Turns Ctrl-C and SIGTERM into a request; a second one ends the trainings at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.count = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.number, self.count = self.number or number, self.count + 1
 
 
 @contextmanager
@@ -118,7 +97,7 @@ def forget_failure(run: PlannedRun) -> None:
 def work_off(
     runs: Sequence[PlannedRun],
     devices: Sequence[Device],
-    stop: Stop,
+    stop: StopRequest,
     finished: Callable[[PlannedRun], object],
 ) -> None:
     """Trains runs until all have ended or a stop is asked for.
@@ -126,7 +105,8 @@ def work_off(
     Args:
         runs: those that are to be done, in order.
         devices: each trains one at a time.
-        stop: once asked for, no run is started, and those that train save their state.
+        stop: once asked for, no run is started, and those that train save their state; at the second signal
+            they are ended at once.
         finished: called after every run that ended, well or not.
     """
     waiting = list(runs)

@@ -29,7 +29,7 @@ WARM_UP = 4  # the first steps allocate memory and choose kernels
 
 def measure_speeds(
     runs: Sequence[PlannedRun], device: str, environment: Mapping[str, str]
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, str]]:
     """Images per second of each objective, from a few steps each.
 
     Args:
@@ -38,7 +38,7 @@ def measure_speeds(
         environment: of the process.
 
     Returns:
-        Objective -> images per second, without those whose trial failed.
+        Objective -> images per second, without those whose trial failed; and of these, objective -> why.
 
     Raises:
         InputError: no trial succeeded; the message is the first one's.
@@ -57,12 +57,11 @@ def measure_speeds(
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise InputError(f"the trial failed: {lines[-1]}")
-    found = json.loads(done.stdout)
-    speeds = {name: value for name, value in found.items() if isinstance(value, float)}
+    speeds, failures = json.loads(done.stdout)
     if not speeds:
-        name, reason = next(iter(found.items()))
+        name, reason = next(iter(failures.items()))
         raise InputError(f"the trial failed: {name}: {reason}")
-    return speeds
+    return speeds, failures
 
 
 def _speed(recipe: dict[str, Any], batch_steps: int) -> float:
@@ -90,15 +89,16 @@ def _speed(recipe: dict[str, Any], batch_steps: int) -> float:
 def main() -> None:
     """Measures every recipe of the file."""
     recipes = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    found: dict[str, float | str] = {}
+    speeds: dict[str, float] = {}
+    failures: dict[str, str] = {}
     for name, recipe in recipes.items():
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                found[name] = _speed(recipe, STEPS)
-        except (InputError, ValueError, RuntimeError) as error:  # a run of it would fail likewise, and say so
-            found[name] = " ".join(str(error).split())
+                speeds[name] = _speed(recipe, STEPS)
+        except (InputError, ValueError, RuntimeError) as error:  # the others are measured nevertheless
+            failures[name] = " ".join(str(error).split())
     stop_world()
-    print(json.dumps(found))
+    print(json.dumps([speeds, failures]))
 
 
 if __name__ == "__main__":

@@ -140,6 +140,7 @@ def values(board: Leaderboard) -> dict[str, Any]:
         "images": plan.images,
         "budget_seconds": plan.budget,
         "trial_images_per_second": plan.trial,
+        "trial_failures": plan.left_out,
         "seeds": list(plan.seeds),
         "finished": board.finished,
         "runs": board.total,

@@ -14,10 +14,20 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Turns SIGTERM and the first Ctrl-C into a request to save and stop; a second Ctrl-C ends at once."""
+    """Turns SIGTERM and Ctrl-C into a request to save and stop.
 
-    def __init__(self) -> None:
+    Attributes:
+        number: of the first signal; None as long as none came.
+        count: signals so far.
+
+    Args:
+        impatient: a Ctrl-C after the first signal raises KeyboardInterrupt; else it is counted only.
+    """
+
+    def __init__(self, *, impatient: bool = True) -> None:
         self.number: int | None = None
+        self.count = 0
+        self._impatient = impatient
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -30,6 +40,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None and number == signal.SIGINT:
+        if self._impatient and self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        self.number, self.count = self.number or number, self.count + 1

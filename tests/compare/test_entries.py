@@ -85,9 +85,10 @@ def test_a_file_of_objectives(tmp_path):
     file.write_text(yaml.safe_dump({"a": both, "b": {"objective": both, "balance": {"name": "dwa"}}}))
     assert read_objectives(file) == [Entry("a", both), Entry("b", both, {"name": "dwa"})]
     for text, message in (
-        ("{}", "holds no objective"),
+        ("", f"--objectives: {file}: is empty; it maps names to lists of terms, in lines such as 'mine: "),
+        ("{}", "--objectives: .*mine.yaml: holds no objective; it maps names"),
+        ("[{loss: softmax}]", "--objectives: .*mine.yaml: is no mapping; it maps names to lists of terms"),
         ("a: softmax", "a: expected a list"),
-        ("[1]", "mapping"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=message):

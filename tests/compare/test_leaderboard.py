@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -70,6 +71,17 @@ def test_failures_and_missing_runs_are_told(plan, results):
     assert notes(board)[0] == "Not complete: 4 of 9 runs have results."
     assert "- arcface, seed 0: out of \\| memory" in markdown(board)
     assert "failed: arcface, seed 0: out of | memory" in text_table(board)
+
+
+def test_objectives_whose_trial_failed_are_told_with_the_reason_everywhere(plan, results):
+    trial = {"softmax": 81.5, "supcon": 60.0}
+    plan = replace(plan, budget=60.0, trial=trial, left_out={"arcface": "a tensor of <7> TB"})
+    board = board_of(plan, results, RATES)
+    told = "The trial of arcface failed (a tensor of {}), so it had no say in the number of images."
+    assert told.format("<7> TB") in text_table(board)
+    assert told.format("&lt;7> TB") in markdown(board)
+    assert told.format("&lt;7&gt; TB") in render(board)
+    assert values(board)["trial_failures"] == {"arcface": "a tensor of <7> TB"}
 
 
 def test_nothing_yet_is_a_leaderboard_too(plan):

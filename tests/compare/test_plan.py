@@ -29,7 +29,7 @@ def test_runs_differ_in_objective_and_seed_alone(plan):
 
 
 def test_a_plan_is_read_as_it_was_written(plan):
-    timed = replace(plan, budget=60.0, trial={"softmax": 81.5})
+    timed = replace(plan, budget=60.0, trial={"softmax": 81.5}, left_out={"supcon": "too large"})
     timed.write()
     assert read_plan(plan.folder) == timed
     (plan.folder / "plan.json").write_text("{")
@@ -45,6 +45,7 @@ def test_objectives_and_seeds_can_be_added(plan):
     more = replace(plan, entries=(*plan.entries, Entry("cosface", [{"loss": "cosface"}])), seeds=(0, 1, 2, 3))
     joined = join_plans(replace(plan, budget=5.0), more)
     assert (len(joined.entries), len(joined.seeds), joined.budget) == (4, 4, 5.0)
+    assert join_plans(replace(plan, left_out={"a": "b"}), more).left_out == {"a": "b"}
     moved = dict(plan.recipe, data=dict(plan.recipe["data"], root="/elsewhere"))
     assert join_plans(plan, replace(plan, recipe=moved)).recipe == moved  # where images are may change
 
@@ -100,6 +101,9 @@ def test_batches_without_partners_are_refused_for_the_losses_that_need_them(reci
         Entry("a", [{"loss": "arcface"}]),
         Entry("t", [{"loss": "softmax"}, {"loss": "triplet"}]),
         Entry("k", [{"loss": "softmax"}, {"loss": "koleo"}]),
+        Entry("w", [{"loss": "softmax"}, {"loss": "l2", "of": "network"}]),
+        Entry("d", [{"loss": "softmax"}, {"loss": "rkd_angle", "teacher": "runs/big"}]),
+        Entry("c", [{"task": "category", "column": "color"}, {"loss": "virtual_adversarial"}]),
     ]
     (problem,) = partner_problems(entries, recipe["data"]["sampler"], batches.partners)
     assert problem.startswith("t: triplet compares images of one identity") and "name: pk" in problem

@@ -11,8 +11,9 @@ import pytest
 
 from metricid.comparison import queue
 from metricid.comparison.plan import PlannedRun
-from metricid.comparison.queue import Device, Stop, failure_of, forget_failure, is_finished, work_off
+from metricid.comparison.queue import Device, failure_of, forget_failure, is_finished, work_off
 from metricid.errors import InputError
+from metricid.training.signals import StopRequest
 
 # Counts its starts, waits for a file `go`, then ends as the recipe's name says; saves on SIGTERM.
 PROGRAM = """
@@ -59,13 +60,17 @@ def devices(*names):
     return [Device(name, "cpu", os.environ | {"DEVICE": name}) for name in names]
 
 
+def patient():
+    return StopRequest(impatient=False)
+
+
 def events(folder):
     return [tuple(line.split()) for line in (folder / "events.txt").read_text().splitlines()]
 
 
 def test_runs_go_in_order_one_at_a_time(planned, tmp_path):
     ended = []
-    work_off(planned("a", "b", "c"), devices("one"), Stop(), lambda run: ended.append(run.entry))
+    work_off(planned("a", "b", "c"), devices("one"), patient(), lambda run: ended.append(run.entry))
     assert ended == ["a", "b", "c"]
     assert events(tmp_path) == [(what, name, "one") for name in "abc" for what in ("start", "end")]
 
@@ -73,7 +78,9 @@ def test_runs_go_in_order_one_at_a_time(planned, tmp_path):
 def test_each_device_has_one_run_at_a_time(planned, tmp_path):
     runs = planned("a", "b", "c", "d")
     (tmp_path / "go").unlink()
-    thread = threading.Thread(target=work_off, args=(runs, devices("one", "two"), Stop(), lambda run: None))
+    thread = threading.Thread(
+        target=work_off, args=(runs, devices("one", "two"), patient(), lambda run: None)
+    )
     thread.start()
     wait_for(lambda: (tmp_path / "events.txt").exists() and len(events(tmp_path)) == 2)
     time.sleep(0.1)
@@ -89,7 +96,7 @@ def test_each_device_has_one_run_at_a_time(planned, tmp_path):
 
 def test_a_failed_run_says_why_and_stops_no_other(planned, capsys):
     runs = planned("bad", "killed", "good")
-    work_off(runs, devices("one"), Stop(), lambda run: None)
+    work_off(runs, devices("one"), patient(), lambda run: None)
     assert [failure_of(run) for run in runs] == [
         "optim.lr: far too high",
         "killed by SIGKILL (out of memory?)",
@@ -110,7 +117,7 @@ def test_a_stop_lets_the_running_save_and_starts_no_other(planned, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with Stop() as stop:
+    with patient() as stop:
         thread = threading.Thread(target=interrupt)
         thread.start()
         work_off(runs, devices("one"), stop, lambda run: None)
@@ -119,13 +126,42 @@ def test_a_stop_lets_the_running_save_and_starts_no_other(planned, tmp_path):
     assert events(tmp_path) == [("start", "a", "one"), ("saved", "a", "one")]
     assert [failure_of(run) for run in runs] == [None, None]
     (tmp_path / "go").touch()
-    work_off(runs, devices("one"), Stop(), lambda run: None)
+    work_off(runs, devices("one"), patient(), lambda run: None)
     assert all(is_finished(run) for run in runs)
+
+
+def test_a_second_signal_is_counted_by_the_patient_and_ends_the_others():
+    with StopRequest(impatient=False) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    assert (stop.number, stop.count) == (signal.SIGINT, 3)
+    with StopRequest() as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (stop.number, stop.count) == (signal.SIGTERM, 2)
+
+
+def test_a_second_signal_ends_the_trainings_at_once(planned, tmp_path):
+    runs = planned("a")
+    (tmp_path / "go").unlink()
+    stop = patient()
+
+    def interrupt():
+        wait_for(lambda: (tmp_path / "events.txt").exists())
+        stop.number, stop.count = signal.SIGINT, 2
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    work_off(runs, devices("one"), stop, lambda run: None)
+    thread.join()
+    assert events(tmp_path) == [("start", "a", "one")], "killed, it could save nothing"
 
 
 def test_recipes_and_output_are_kept(planned, tmp_path):
     (run,) = planned("bad")
-    work_off([run], devices("one"), Stop(), lambda run: None)
+    work_off([run], devices("one"), patient(), lambda run: None)
     assert "device: cpu" in (tmp_path / "recipes" / "bad.yaml").read_text()
     assert "progress" in (run.folder / "output.txt").read_text()
     assert json.loads((run.folder / queue.FAILURE).read_text())["code"] == 2
