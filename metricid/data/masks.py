@@ -36,6 +36,30 @@ def read_mask(source: ImageSource, path: str, size: tuple[int, int], of: str) ->
     return (gray >= (128 if gray.max() > 1 else 1)).astype(np.uint8)
 
 
+def check_mask_images(paths: Sequence[str], source: ImageSource, images: Sequence[str]) -> None:
+    """Reads every mask and its image once: a mask that does not fit is told before hours of work, not after.
+
+    An image that cannot be read itself is passed over; whoever reads it decides what becomes of it.
+
+    Args:
+        paths: of the masks, '' for a missing one.
+        source: where masks and images are.
+        images: the images that they belong to.
+
+    Raises:
+        ImageError: a mask is no usable image, or of another size than its image.
+        InputError: a file is missing.
+    """
+    for path, image in zip(paths, images, strict=True):
+        if not path:
+            continue
+        try:
+            size = source.read(image).shape[:2]
+        except ImageError:
+            continue
+        read_mask(source, path, size, image)
+
+
 def check_masks(paths: Sequence[str], source: ImageSource, images: Sequence[str]) -> None:
     """Checks that the source has every mask.
 

@@ -11,8 +11,9 @@ from metricid.config import Problem, RunConfig, parse_recipe
 from metricid.data.dataset import ImageDataset
 from metricid.data.factory import Splits, build_splits, data_problems, pick_workers
 from metricid.data.loader import Loader
-from metricid.data.masks import check_masks
+from metricid.data.masks import check_mask_images, check_masks
 from metricid.data.samplers import build_sampler
+from metricid.data.synthetic.source import SyntheticSource
 from metricid.data.transforms import build_transform
 from metricid.errors import InputError
 from metricid.evaluation import PROTOCOLS
@@ -163,7 +164,10 @@ def build_run(config: RunConfig, world: World) -> Run:
 
 
 def _masks(terms: Sequence[Mapping[str, Any]], splits: Splits) -> list[str] | None:
-    """The path of each training image's mask, or None where no term reads masks; all files are there."""
+    """The path of each training image's mask, or None where no term reads masks.
+
+    All files are there, and those of the test images fit them: they are read after the training only.
+    """
     column = next((term["column"] for term in terms if term.get("task") == "mask"), None)
     if column is None:
         return None
@@ -171,6 +175,8 @@ def _masks(terms: Sequence[Mapping[str, Any]], splits: Splits) -> list[str] | No
         if part is not None:
             paths = column_texts(part, column)
             check_masks(paths, splits.source, part.paths)
+    if splits.test is not None and not isinstance(splits.source, SyntheticSource):  # they draw what fits
+        check_mask_images(column_texts(splits.test, column), splits.source, splits.test.paths)
     return paths
 
 
@@ -189,7 +195,24 @@ def _objective_problems(values: Mapping[str, Any]) -> list[Problem]:
         return found
     if isinstance(balance, Mapping) and len(terms) == 1:
         found.append(("balance", "one term has nothing to be balanced with; leave balance out"))
-    return found + [(f"objective.{path}".rstrip("."), message) for path, message in Objective.problems(terms)]
+    found += [(f"objective.{path}".rstrip("."), message) for path, message in Objective.problems(terms)]
+    return found + _plateau_problems(values, terms)
+
+
+def _plateau_problems(values: Mapping[str, Any], terms: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Weights that wait for validations, in a recipe that has none."""
+    data, evaluation = values.get("data"), values.get("evaluation")
+    split = data.get("split") if isinstance(data, Mapping) else None
+    validates = isinstance(split, Mapping) and split.get("validation_identities")
+    if validates and not (isinstance(evaluation, Mapping) and evaluation.get("every") == 0):
+        return []
+    message = "waits for validations; set data.split.validation_identities and evaluation.every above 0"
+    waiting = [place for place, term in enumerate(terms) if _waits(term.get("weight"))]
+    return [(f"objective.{place}.weight.plateau", message) for place in waiting]
+
+
+def _waits(weight: Any) -> bool:
+    return isinstance(weight, Mapping) and "plateau" in weight
 
 
 def _protocol_problems(values: Mapping[str, Any]) -> list[Problem]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metricid.data.manifest import Manifest
+from metricid.data.table_io import has_header
 from metricid.errors import InputError
 from metricid.losses.recipe import Column, column_key
 
@@ -182,8 +183,7 @@ def _number(manifest: Manifest, name: str, row: int, text: str) -> float:
         value = np.inf
     if np.isinf(value):
         raise InputError(
-            f"{manifest.name}: {name} of {manifest.path_at(row)} is {text!r}, not a number; "
-            "leave it empty if unknown"
+            f"{_place(manifest, name, row)} is {text!r}, not a number; leave it empty if unknown"
         )
     return value
 
@@ -193,7 +193,22 @@ def _yes_or_no(manifest: Manifest, name: str, row: int, text: str) -> float:
         return np.nan
     if text.lower() not in YES + NO:
         raise InputError(
-            f"{manifest.name}: {name} of {manifest.path_at(row)} is {text!r}; an attribute is 1 or 0 "
-            "(or true, false, yes, no), or empty if unknown"
+            f"{_place(manifest, name, row)} is {text!r}; an attribute is 1 or 0 (or true, false, yes, no), "
+            "or empty if unknown"
         )
     return float(text.lower() in YES)
+
+
+def _place(manifest: Manifest, name: str, row: int) -> str:
+    """Where a cell stands: file, row, column and image.
+
+    The rows of a part of a table are not those of its file, which is read again for the number; a generated
+    or joined table has none.
+    """
+    path = manifest.path_at(row)
+    try:
+        place = Manifest.read(manifest.name).paths.index(path)
+        where = f"row {place + 2}, " if has_header(manifest.name) else f"row {place} (counted from 0), "
+    except ValueError:  # no file, or another one by now
+        where = ""
+    return f"{manifest.name}: {where}column {name} (image {path})"

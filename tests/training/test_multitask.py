@@ -232,9 +232,13 @@ PEOPLE = {
         (
             {"task": "number", "column": "age"},
             {"age": ["1", "abc", "3", ""]},
-            "age of 1.png is 'abc', not a number",
+            "manifest: column age (image 1.png) is 'abc', not a number; leave it empty if unknown",
         ),
-        ({"task": "number", "column": "age"}, {"age": ["1", "inf", "3", ""]}, "age of 1.png is 'inf'"),
+        (
+            {"task": "number", "column": "age"},
+            {"age": ["1", "inf", "3", ""]},
+            "column age (image 1.png) is 'inf'",
+        ),
         (
             {"task": "number", "column": "age"},
             {"age": ["3", "", "3", "3"]},
@@ -244,7 +248,7 @@ PEOPLE = {
         (
             {"task": "attributes", "columns": ["hat"]},
             {"hat": ["1", "0", "maybe", ""]},
-            "hat of 2.png is 'maybe'",
+            "column hat (image 2.png) is 'maybe'; an attribute is 1 or 0",
         ),
         (
             {"task": "attributes", "columns": ["hat"]},
@@ -259,6 +263,17 @@ def test_columns_that_cannot_be_learned_are_one_line(term, changes, message):
     with pytest.raises(InputError) as caught:
         Columns.learn([term], Manifest.from_columns(**(PEOPLE | changes)))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("suffix", "row"), [(".csv", "row 5"), (".parquet", "row 3 (counted from 0)")])
+def test_a_bad_cell_is_told_with_file_row_and_column_also_in_a_part_of_the_table(tmp_path, suffix, row):
+    file = tmp_path / f"people{suffix}"
+    Manifest.from_columns(**(PEOPLE | {"age": ["20", "", "3", "old"]})).write(file)
+    part = Manifest.read(file).select([3, 0]).with_column("split", "train")
+    with pytest.raises(InputError) as caught:
+        Columns.learn([TASKS["number"]], part)
+    told = f"{file}: {row}, column age (image 3.png) is 'old', not a number; leave it empty if unknown"
+    assert str(caught.value) == told
 
 
 def test_columns_become_numbers():
@@ -392,6 +407,35 @@ def test_masks_of_files_are_read_and_bad_ones_named(small, tmp_path):
     masks = ["broken.png", "mask.png"]
     values = with_photos(small, tmp_path, masks, name="skip", data={"on_corrupt": "skip"}).train().values
     assert values["skipped_images"] == ["broken.png"]
+
+
+def test_masks_of_test_images_are_read_before_anything_is_trained(small, tmp_path):
+    with_photos(small, tmp_path, ["mask.png"], data={"sampler": {"name": "shuffle", "batch_size": 4}})
+    for name in ("d0", "d1"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((20, 10, 3), 90, np.uint8))
+    cv2.imwrite(str(tmp_path / "large.png"), np.full((40, 20, 3), 255, np.uint8))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    names, split = [*NAMES, "d0", "d1"], ["train"] * 4 + ["test"] * 4
+
+    def people(mask):
+        cells = ["mask.png"] * 7 + [mask]
+        paths = [f"{name}.png" for name in names]
+        table = Manifest.from_columns(paths, [name[0] for name in names], mask=cells, split=split)
+        table.write(tmp_path / "people.csv")
+        return small.set(name=mask.removesuffix(".png"))
+
+    for mask, message in (
+        ("large.png", "large.png: the mask has 20 x 40 pixels, but its image d1.png 10 x 20"),
+        ("broken.png", "broken.png: not an image"),
+    ):
+        with pytest.raises(InputError, match=message):
+            people(mask).train()
+        assert not small.run.exists()
+    assert "mask" in [result["protocol"] for result in people("mask.png").train().values["results"]]
+    # An unreadable image is left out of the evaluation, and its mask with it.
+    (tmp_path / "d1.png").write_bytes(b"no image")
+    results = people("large.png").set(data__on_corrupt="skip").train().values["results"]
+    assert {r["counts"]["known"] for r in results if r["protocol"] == "mask"} == {3}
 
 
 def test_masks_of_zeros_and_ones_and_of_black_and_white_are_the_same(tmp_path):

@@ -375,6 +375,17 @@ def test_tensorboard_gets_the_scalars(small):
             {"objective": [{"loss": "softmax"}], "balance": {"name": "uncertainty"}},
             "balance: one term has nothing to be balanced with",
         ),
+        (
+            {"objective": [{"loss": "softmax", "weight": {"plateau": 1}}], "evaluation__every": 0},
+            "objective.0.weight.plateau: waits for validations; set data.split.validation_identities and",
+        ),
+        (
+            {
+                "objective": [{"loss": "softmax"}, {"loss": "triplet", "weight": {"plateau": 1}}],
+                "data__split": {"train_identities": 12},
+            },
+            "objective.1.weight.plateau: waits for validations",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_is_written(small, changes, message):
