@@ -82,6 +82,8 @@ def read_objectives(file: Path) -> list[Entry]:
         )
     entries = []
     for name, value in values.items():
+        if not str(name).strip():
+            raise InputError(f"--objectives: {file}: an objective has no name; give it one")
         if isinstance(value, dict) and set(value) <= _IN_FILE and "objective" in value:
             entries.append(Entry(str(name), value["objective"], value.get("balance")))
         elif isinstance(value, list):
@@ -109,8 +111,8 @@ def check_entries(entries: Sequence[Entry]) -> None:
             problems.append(f"{entry.name}: the same objective as {seen[terms]}; leave one of them out")
         elif entry.slug.lower() in slugs:
             problems.append(
-                f"{entry.name}: its folder would have the name of {slugs[entry.slug.lower()]}'s; "
-                "name one of them in an --objectives file"
+                f"{entry.name}: its folder would have the name of {slugs[entry.slug.lower()]}'s, as letters "
+                "a to z and digits make it; give one of them another name in an --objectives file"
             )
         elif len(entry.slug) > 80:
             problems.append(

@@ -51,6 +51,7 @@ def test_all_mistakes_come_at_once_and_nothing_is_written(file, tmp_path, capsys
         (["--losses", "arcface", "--images", "0"], "--images: must be at least 1"),
         (["--losses", "arcface", "--protocols", "reidd"], "unknown protocol 'reidd'"),
         (["--objectives", "none.yaml"], "none.yaml"),
+        (["--losses", "softmax,recipe", "objective=5"], "objective: input should be a valid array, got 5"),
         (["--losses", "arcface", "--name", "a/b"], "--name: 'a/b'"),
         (
             ["--losses", "arcface", "--devices", "cuda:99"],

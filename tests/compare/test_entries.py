@@ -88,6 +88,7 @@ def test_a_file_of_objectives(tmp_path):
         ("", f"--objectives: {file}: is empty; it maps names to lists of terms, in lines such as 'mine: "),
         ("{}", "--objectives: .*mine.yaml: holds no objective; it maps names"),
         ("[{loss: softmax}]", "--objectives: .*mine.yaml: is no mapping; it maps names to lists of terms"),
+        ("'': [{loss: softmax}]", "--objectives: .*mine.yaml: an objective has no name"),
         ("a: softmax", "a: expected a list"),
     ):
         file.write_text(text)
