@@ -341,6 +341,38 @@ def test_attributes_say_what_is_drawn_and_some_cells_are_empty():
     assert holes == SyntheticPedestrians(**options, attributes=True, missing=0.3).manifest()
 
 
+def test_attributes_of_faces_are_those_of_the_person():
+    options = {"identities": 200, "images": 2, "size": (32, 32)}
+    plain, told = SyntheticFaces(**options), SyntheticFaces(**options, attributes=True)
+    worn = {"glasses": 0.38, "headband": 0.14, "earrings": 0.24, "long_hair": 0.36}
+    names = {"hair", "beard", "face_ratio", *worn}
+    table = told.manifest()
+    assert set(table.table.column_names) == {"path", "identity", *names}
+    assert told.paths() == plain.paths() and plain.manifest().table.column_names == ["path", "identity"]
+    for name in names:
+        values = table.column(name).reshape(200, 2)
+        assert (values == values[:, :1]).all() and "" not in values and len(set(values[:, 0])) > 1
+    for name, share in worn.items():  # four standard deviations of a share among 200
+        assert abs((table.column(name) == "1").mean() - share) < 4 * (share * (1 - share) / 200) ** 0.5
+    bald = table.column("hair") == "bald"
+    assert bald.any() and (table.column("long_hair")[bald] == "0").all()
+    assert abs((table.column("beard") == "none").mean() - 0.56) < 0.15
+    ratios = table.column("face_ratio").astype(float)
+    assert 0.9 < ratios.min() < ratios.max() < 1.8
+    holes = SyntheticFaces(**options, attributes=True, missing=0.3).manifest()
+    for name in names:
+        empty = holes.column(name) == ""
+        assert 0.2 < empty.mean() < 0.4 and (holes.column(name) == table.column(name))[~empty].all()
+
+
+def test_who_is_said_to_wear_glasses_wears_them():
+    """Their two rims are the only shapes with a hole."""
+    for identity in range(60):
+        person = build_person(3, identity)
+        rims = sum(len(shape.contours) == 2 for shape in person.sheet.shapes)
+        assert rims == 2 * int(person.look["glasses"])
+
+
 def test_the_mask_is_where_the_person_hides_the_ground():
     people = SyntheticPedestrians(identities=12, images=3, size=(64, 32), attributes=True)
     shares = []

@@ -38,6 +38,7 @@ class Person:
     behind: int  # so many shapes are drawn before the shoulders
     skin: Colour
     skull: Skull
+    look: dict[str, str]  # what a witness might say, by column of a manifest
 
 
 def skin_colour(dice: Dice) -> Colour:
@@ -64,19 +65,31 @@ def build_person(seed: int, identity: int, family: int = 1, alike: int = 0) -> P
     sheet = Sheet(skull)
     hair_behind(sheet, hair, skull)
     behind = len(sheet)
-    _ears(sheet, head, skin, hair, skull)
+    earrings = _ears(sheet, head, skin, hair, skull)
     contour = _contour(head, skull)
     sheet.add(contour, skin, depth=0.0)
     _skin_marks(sheet, dice["marks"], skin, skull)
-    _beard(sheet, dice["beard"], skin, hair.colour, skull)
+    beard = _beard(sheet, dice["beard"], skin, hair.colour, skull)
     place = (eyes.between(0.2, 0.27), eyes.between(-0.1, 0.03))
     _nose(sheet, dice["nose"], skin, place[1])
     _mouth(sheet, dice["mouth"], skin, skull)
     reach = _eyes(sheet, eyes, skin, place)
     _brows(sheet, dice["brows"], hair, place, reach)
     hair_before(sheet, hair, skull)
-    _extras(sheet, dice["extras"], skull, place, hair)
-    return Person(sheet.bake(), behind, skin, skull)
+    headband, glasses = _extras(sheet, dice["extras"], skull, place, hair)
+    worn = {
+        "glasses": glasses,
+        "headband": headband,
+        "earrings": earrings,
+        "long_hair": hair.length > 0.2,
+    }
+    look = {
+        "hair": hair.outline,
+        "beard": beard,
+        **{name: str(int(value)) for name, value in worn.items()},
+        "face_ratio": f"{(skull.top + skull.chin) / (2 * skull.width):.3f}",
+    }
+    return Person(sheet.bake(), behind, skin, skull, look)
 
 
 def part_owners(seed: int, identity: int, family: int, alike: int) -> dict[str, int]:
@@ -112,7 +125,8 @@ def _both(
     sheet.add(points * _MIRROR, colour, lift=lift, depth=depth)
 
 
-def _ears(sheet: Sheet, dice: Dice, skin: Colour, hair: Hair, skull: Skull) -> None:
+def _ears(sheet: Sheet, dice: Dice, skin: Colour, hair: Hair, skull: Skull) -> bool:
+    """Whether there are earrings."""
     out, tall, y = dice.between(0.05, 0.12), dice.between(0.11, 0.18), dice.between(-0.02, 0.1)
     if not hair.covers_ears:
         _both(
@@ -122,10 +136,12 @@ def _ears(sheet: Sheet, dice: Dice, skin: Colour, hair: Hair, skull: Skull) -> N
             depth=-0.06,
         )
         _both(sheet, ellipse(skull.width + 0.035, y, out * 0.5, tall * 0.6), shade(skin, 0.74), depth=-0.05)
-    if dice.chance(0.24):
+    earrings = dice.chance(0.24)
+    if earrings:
         metal = dice.pick(((236, 200, 90), (220, 222, 230), hsv(dice.one(), 0.8, 0.9)))
         size = dice.between(0.03, 0.06)
         _both(sheet, ellipse(skull.width + 0.05, y + tall + size * 0.7, size, size), metal, depth=0.0)
+    return earrings
 
 
 def _skin_marks(sheet: Sheet, dice: Dice, skin: Colour, skull: Skull) -> None:
@@ -165,7 +181,8 @@ def _skin_marks(sheet: Sheet, dice: Dice, skin: Colour, skull: Skull) -> None:
         sheet.add(ellipse(0.0, skull.chin - 0.09, 0.018, 0.045, points=8), shade(skin, 0.78))
 
 
-def _beard(sheet: Sheet, dice: Dice, skin: Colour, hair: Colour, skull: Skull) -> None:
+def _beard(sheet: Sheet, dice: Dice, skin: Colour, hair: Colour, skull: Skull) -> str:
+    """Its kind."""
     kind = dice.pick(("none", "stubble", "full", "goatee", "moustache", "both"), (56, 9, 12, 8, 9, 6))
     colour = blend(
         shade(hair, dice.between(0.6, 0.95)), skin, 0.58 if kind == "stubble" else dice.between(0.0, 0.15)
@@ -187,6 +204,7 @@ def _beard(sheet: Sheet, dice: Dice, skin: Colour, hair: Colour, skull: Skull) -
         reach, droop = dice.between(0.15, 0.27), dice.between(-0.04, 0.1)
         line = np.stack([reach * (2 * _T - 1), 0.275 + droop * (2 * _T - 1) ** 2], axis=1)
         sheet.add(ribbon(line, dice.between(0.05, 0.1) * (0.25 + 0.75 * _ARCH)), colour, lift=0.05)
+    return kind
 
 
 def _nose(sheet: Sheet, dice: Dice, skin: Colour, eye_y: float) -> None:
@@ -307,15 +325,18 @@ def _brows(sheet: Sheet, dice: Dice, hair: Hair, place: tuple[float, float], rea
     sheet.add(brow * _MIRROR, colour, lift=0.03, moves=raised)
 
 
-def _extras(sheet: Sheet, dice: Dice, skull: Skull, place: tuple[float, float], hair: Hair) -> None:
-    """Things that this person always wears: glasses, a headband."""
-    if dice.chance(0.16) and hair.outline not in ("mohawk", "bald"):
+def _extras(
+    sheet: Sheet, dice: Dice, skull: Skull, place: tuple[float, float], hair: Hair
+) -> tuple[bool, bool]:
+    """Things that this person always wears: whether a headband, whether glasses."""
+    headband = dice.chance(0.16) and hair.outline not in ("mohawk", "bald")
+    if headband:
         band = hsv(dice.one(), dice.between(0.4, 0.9), dice.between(0.4, 0.95))
         y, arch = -dice.between(0.4, 0.5), dice.between(0.0, 0.08)
         line = np.stack([(skull.width * 1.02) * (2 * _T - 1), y - arch * _ARCH], axis=1)
         sheet.add(ribbon(line, dice.between(0.07, 0.14)), band, lift=0.06)
     if not dice.chance(0.38):
-        return
+        return headband, False
     frame = dice.pick(
         ((28, 26, 30), (96, 60, 34), (200, 168, 84), (190, 194, 204), hsv(dice.one(), 0.8, 0.75))
     )
@@ -332,3 +353,4 @@ def _extras(sheet: Sheet, dice: Dice, skull: Skull, place: tuple[float, float], 
         arm = np.array([[place[0] + wide - 0.01, place[1] - 0.04], [skull.width + 0.01, place[1] - 0.02]])
         sheet.add(ribbon(arm, thick) * flip, frame, depth=0.05)
     sheet.add(ribbon(bridge, thick), frame, lift=0.08)
+    return headband, True

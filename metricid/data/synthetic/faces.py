@@ -43,6 +43,10 @@ class SyntheticFaces(SyntheticSource):
         family: so many people in a row look alike; 1: nobody does, but by chance.
         alike: of the nine parts of a face (head and skin, hair, skin marks, beard, eyes, nose, mouth, brows,
             what is worn) so many are those of the family, others for each member; 0 to 8.
+        attributes: add columns to the manifest that say what the person looks like: `hair` (the cut), `beard`
+            (its kind, or none), `glasses`, `headband`, `earrings`, `long_hair` (1 or 0), and `face_ratio`,
+            the height of the head over its width.
+        missing: share of these cells that is empty, chosen at random, but the same for one seed.
 
     Raises:
         InputError: an option is out of range.
@@ -64,10 +68,16 @@ class SyntheticFaces(SyntheticSource):
         first_identity: int = 0,
         family: int = 1,
         alike: int = 6,
+        attributes: bool = False,
+        missing: float = 0.0,
     ) -> None:
-        super().__init__(seed, identities, images, size, first_identity)
+        super().__init__(seed, identities, images, size, first_identity, attributes, missing)
         self.family = self._whole("family", family, (1, 10**6))
         self.alike = self._whole("alike", alike, (0, MOST_ALIKE))
+
+    def describe(self, identity: int) -> dict[str, str]:
+        """See the base class."""
+        return dict(_build_person(self.seed, identity, self.family, self.alike).look)
 
     def draw(self, identity: int, image: int) -> np.ndarray:
         """See the base class."""

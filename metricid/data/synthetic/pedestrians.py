@@ -8,7 +8,6 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from metricid.data.manifest import Manifest
 from metricid.data.synthetic.drawing import (
     Colour,
     Dice,
@@ -26,7 +25,6 @@ from metricid.data.synthetic.drawing import (
 from metricid.data.synthetic.pedestrian_figure import Figure, View
 from metricid.data.synthetic.pedestrian_outfit import choose_outfit, describe
 from metricid.data.synthetic.source import SyntheticSource
-from metricid.errors import InputError
 
 _outfit = lru_cache(maxsize=4096)(choose_outfit)
 _MASK = "/mask"
@@ -89,30 +87,15 @@ class SyntheticPedestrians(SyntheticSource):
         attributes: bool = False,
         missing: float = 0.0,
     ) -> None:
-        super().__init__(seed, identities, images, size, first_identity)
+        super().__init__(seed, identities, images, size, first_identity, attributes, missing)
         self.cameras = self._whole("cameras", cameras, (1, 1000))
-        if not 0 <= missing < 1:
-            raise InputError(f"{self.kind}: missing must be a share from 0 to below 1, not {missing!r}")
-        if missing and not attributes:
-            raise InputError(f"{self.kind}: missing is for the cells of attributes; set attributes: true")
-        self.attributes, self.missing = attributes, missing
 
-    def manifest(self) -> Manifest:
-        """As of the base class, with the columns of `attributes`."""
-        table = super().manifest()
-        if not self.attributes:
-            return table
-        columns: dict[str, list[str]] = {}
-        for identity in self._numbers():
-            said = describe(_outfit(self.seed, identity))
-            for image in range(self.images):
-                cells = {**said, "mask": self.path(identity, image) + _MASK}
-                dice = Dice(0x3155, self.seed, identity, image)
-                for name, cell in cells.items():
-                    columns.setdefault(name, []).append("" if dice.chance(self.missing) else cell)
-        for name, values in columns.items():
-            table = table.with_column(name, values)
-        return table
+    def describe(self, identity: int) -> dict[str, str]:
+        """See the base class."""
+        return describe(_outfit(self.seed, identity))
+
+    def _cells(self, identity: int, image: int) -> dict[str, str]:
+        return {"mask": self.path(identity, image) + _MASK}
 
     def read(self, path: str) -> np.ndarray:
         """As of the base class; also the mask of an image, grey as RGB."""

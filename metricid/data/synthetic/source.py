@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from metricid.data.manifest import Manifest
+from metricid.data.synthetic.drawing import Dice
 from metricid.errors import InputError
 
 _LIMITS = {
@@ -32,7 +33,14 @@ class SyntheticSource(ABC):
     version: ClassVar[int]
 
     def __init__(
-        self, seed: int, identities: int, images: int, size: tuple[int, int], first_identity: int
+        self,
+        seed: int,
+        identities: int,
+        images: int,
+        size: tuple[int, int],
+        first_identity: int,
+        attributes: bool,
+        missing: float,
     ) -> None:
         self.seed = self._whole("seed", seed)
         self.identities = self._whole("identities", identities)
@@ -41,6 +49,11 @@ class SyntheticSource(ABC):
         if self.first_identity + self.identities > _LAST_IDENTITY:
             raise InputError(f"{self.kind}: first_identity + identities must be at most {_LAST_IDENTITY}")
         self.size = self._checked_size(size)
+        if not 0 <= missing < 1:
+            raise InputError(f"{self.kind}: missing must be a share from 0 to below 1, not {missing!r}")
+        if missing and not attributes:
+            raise InputError(f"{self.kind}: missing is for the cells of attributes; set attributes: true")
+        self.attributes, self.missing = attributes, missing
 
     @property
     def name(self) -> str:
@@ -57,16 +70,19 @@ class SyntheticSource(ABC):
         return f"{self._stem()}/{identity:06d}/{image:04d}"
 
     def manifest(self) -> Manifest:
-        """Path and identity of every image; an identity's name depends on the seed and its number alone.
+        """Path and identity of every image, and its attributes where they are asked for.
 
-        (In families it depends on their options, too.)
+        An identity's name depends on the seed and its number alone. (In families it depends on their options,
+        too.)
         """
         names = [
             f"{self.kind}-{self._people()}-{number:06d}"
             for number in self._numbers()
             for _ in range(self.images)
         ]
-        return Manifest.from_columns(path=self.paths(), identity=names, camera=self._cameras())
+        return Manifest.from_columns(
+            path=self.paths(), identity=names, camera=self._cameras(), **self._columns()
+        )
 
     def read(self, path: str) -> np.ndarray:
         """Draws one image.
@@ -94,6 +110,24 @@ class SyntheticSource(ABC):
     @abstractmethod
     def draw(self, identity: int, image: int) -> np.ndarray:
         """uint8 [H, W, 3] RGB: a pure function of the seed, the size and the two numbers."""
+
+    def describe(self, identity: int) -> dict[str, str]:
+        """What a person looks like, by column."""
+        return {}
+
+    def _cells(self, identity: int, image: int) -> dict[str, str]:
+        """What is to be told of one image alone, by column."""
+        return {}
+
+    def _columns(self) -> dict[str, list[str]]:
+        columns: dict[str, list[str]] = {}
+        for identity in self._numbers() if self.attributes else ():
+            said = self.describe(identity)
+            for image in range(self.images):
+                dice = Dice(0x3155, self.seed, identity, image)
+                for name, cell in {**said, **self._cells(identity, image)}.items():
+                    columns.setdefault(name, []).append("" if dice.chance(self.missing) else cell)
+        return columns
 
     def _cameras(self) -> list[str] | None:
         return None
