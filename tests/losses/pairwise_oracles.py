@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,17 +52,43 @@ class Setting:
             yield i, near, [j for j, o in enumerate(self.others) if o != label]
 
     def d(self, i: int, j: list[int]) -> Tensor:
-        return (self.x[i] - self.y[j]).norm(dim=1)
+        return self._distances[i][j]
 
     def s(self, i: int, j: list[int]) -> Tensor:
-        return self.y[j] @ self.x[i]
+        return self._products[i][j]
+
+    def between(self, j: int, k: list[int]) -> Tensor:
+        """Distances of a reference to others."""
+        return self._distances_between[j][k]
+
+    def to(self, j: int, i: list[int]) -> Tensor:
+        """Distances of a reference to samples of the batch."""
+        return self._distances_to[j][i]
+
+    @cached_property
+    def _distances(self) -> tuple[Tensor, ...]:
+        return (self.x[:, None] - self.y[None, :]).norm(dim=2).unbind()
+
+    @cached_property
+    def _distances_to(self) -> tuple[Tensor, ...]:
+        return (self.y[:, None] - self.x[None, :]).norm(dim=2).unbind()
+
+    @cached_property
+    def _distances_between(self) -> tuple[Tensor, ...]:
+        return (self.y[:, None] - self.y[None, :]).norm(dim=2).unbind()
+
+    @cached_property
+    def _products(self) -> tuple[Tensor, ...]:
+        return (self.x[:, None] * self.y[None, :]).sum(dim=2).unbind()
 
     def zero(self) -> Tensor:
         return 0 * self.x.sum() + 0 * self.y.sum()
 
 
 def mean(values: list[Tensor], setting: Setting) -> Tensor:
-    return torch.stack(values).mean() if values else setting.zero()
+    """Of numbers, or of all entries of several lists of them."""
+    joined = torch.cat([value.reshape(-1) for value in values]) if values else torch.empty(0)
+    return joined.mean() if len(joined) else setting.zero()
 
 
 def contrastive(c: Setting) -> Tensor:
@@ -76,9 +103,9 @@ def snr(c: Setting) -> Tensor:
     near, far = [], []
     for i, p, n in c.anchors():
         signal = c.x[i].var()
-        near += [(c.x[i] - c.y[j]).var() / signal for j in p]
-        far += [1 - (c.x[i] - c.y[j]).var() / signal for j in n]
-    kept = [[v for v in values if v > 0] for values in (near, far)]
+        near += [(c.x[i] - c.y[p]).var(dim=1) / signal] if p else []
+        far += [1 - (c.x[i] - c.y[n]).var(dim=1) / signal] if n else []
+    kept = [[v[v > 0] for v in values] for values in (near, far)]
     return mean(kept[0], c) + mean(kept[1], c)
 
 
@@ -112,8 +139,8 @@ def margin(c: Setting) -> Tensor:
     c = c.sphere()
     values = []
     for i, p, n in c.anchors():
-        values += [*(0.2 + c.d(i, p) - 1.25), *(0.2 + 1.25 - c.d(i, n))]
-    return mean([v for v in values if v > 0], c)
+        values += [0.2 + c.d(i, p) - 1.25, 0.2 + 1.25 - c.d(i, n)]
+    return mean([v[v > 0] for v in values], c)
 
 
 def triplets(c: Setting, choose: Callable[[Tensor, Tensor], list[tuple[Tensor, Tensor]]]) -> Tensor:
@@ -139,7 +166,7 @@ def triplet_soft_swap(c: Setting) -> Tensor:
     for i, p, n in c.anchors():
         for j in p:
             if n:
-                far = torch.minimum(c.d(i, n), (c.y[j] - c.y[n]).norm(dim=1))
+                far = torch.minimum(c.d(i, n), c.between(j, n))
                 total = total + (1 + (c.d(i, [j]) - far).exp()).log().sum()
                 count += len(n)
     return total / max(count, 1)
@@ -178,7 +205,7 @@ def lifted(c: Setting) -> Tensor:
         for j in p:
             pushed = (1 - c.d(i, n)).exp().sum()
             rows = [k for k, label in enumerate(c.labels) if label != c.others[j]]
-            pushed = pushed + (1 - (c.x[rows] - c.y[j]).norm(dim=1)).exp().sum()
+            pushed = pushed + (1 - c.to(j, rows)).exp().sum()
             if n or rows:
                 values.append((pushed.log() + c.d(i, [j])[0]).clamp(min=0) ** 2 / 2)
     return mean(values, c)
@@ -218,7 +245,7 @@ def ntxent(c: Setting) -> Tensor:
     values = []
     for i, p, n in c.anchors():
         near, far = (c.s(i, p) / 0.1).exp(), (c.s(i, n) / 0.1).exp().sum()
-        values += list(-(near / (near + far)).log())
+        values.append(-(near / (near + far)).log())
     return mean(values, c)
 
 
@@ -255,14 +282,14 @@ def tuplet(c: Setting) -> Tensor:
         for j in p:
             slack = (c.s(i, [j]).acos() - angle).cos()
             values.append((1 + (64 * (c.s(i, n) - slack)).exp().sum()).log())
-        near += list(c.s(i, p))
-        far += list(c.s(i, n))
+        near.append(c.s(i, p))
+        far.append(c.s(i, n))
     total = mean(values, c)
-    if near:
-        cosines = torch.stack(near)
+    if any(map(len, near)):
+        cosines = torch.cat(near)
         total = total + 0.5 * (0.99 * cosines.mean() - cosines).clamp(min=0).square().mean()
-    if far:
-        cosines = torch.stack(far)
+    if any(map(len, far)):
+        cosines = torch.cat(far)
         total = total + 0.5 * (cosines - 1.01 * cosines.mean()).clamp(min=0).square().mean()
     return total
 

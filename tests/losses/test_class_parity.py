@@ -318,6 +318,13 @@ CASES = [
 ]
 
 
+def test_the_table_is_complete() -> None:
+    kinds = ("classification", "margin softmax", "proxy")
+    assert {case.name for case in CASES} == {
+        name for name in LOSSES.names() if getattr(LOSSES.get(name), "kind", None) in kinds
+    }
+
+
 def draw(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(size)
     x = torch.randn(size, WIDTH, generator=generator)

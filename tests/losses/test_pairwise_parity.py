@@ -1,5 +1,6 @@
 """Values and gradients of all pairwise losses against their definitions."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,17 +12,6 @@ from torch.testing import assert_close
 from metricid.losses import LOSSES, NCALoss, SupConLoss
 from metricid.losses.pairwise import PairwiseLoss
 
-# These oracles hold one Python number per pair.
-SLOW = {
-    "lifted_structure",
-    "snr_contrastive",
-    "tuplet_margin",
-    "smooth_ap",
-    "recall_at_k",
-    "margin",
-    "triplet_soft_swap",
-}
-
 
 def make(size: int, seed: int = 0, dim: int = 16, classes: int | None = None) -> tuple[Tensor, Tensor]:
     """Clusters that overlap, with classes of different sizes."""
@@ -29,7 +19,28 @@ def make(size: int, seed: int = 0, dim: int = 16, classes: int | None = None) ->
     labels = torch.randint(0, classes or max(2, size // 4), (size,), generator=generator)
     centers = torch.randn(1000, dim, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     noise = torch.randn(size, dim, generator=generator, dtype=torch.float64)
-    return (0.35 * (centers[labels] + noise)).requires_grad_(), labels
+    # The same numbers enter at every precision.
+    return (0.35 * (centers[labels] + noise)).bfloat16().double().requires_grad_(), labels
+
+
+@cache
+def expected(name: str, size: int) -> tuple[Tensor, Tensor]:
+    """What the definition gives for a batch, and its gradient."""
+    x, labels = make(size)
+    value = TABLE[name][1](Setting(x, labels, x, labels, own=True))
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+def at_a_node(x: Tensor) -> Tensor:
+    """Samples with a cosine so near a node of the histogram that rounding decides on which side it is.
+
+    The gradient jumps there. They are few.
+    """
+    z = torch.nn.functional.normalize(x.detach().double())
+    steps = (z @ z.T).fill_diagonal_(0.005) / 0.02
+    near = ((steps - steps.round()).abs() < 5e-5).any(dim=1)
+    assert near.float().mean() < 0.2
+    return near
 
 
 def check(
@@ -51,38 +62,35 @@ def test_the_table_is_complete() -> None:
 
 @pytest.mark.parametrize("size", [8, 64, 512])
 @pytest.mark.parametrize("name", TABLE)
-def test_float64_equals_the_definition(name: str, size: int) -> None:
-    if size == 512 and name in SLOW:
-        size = 128
-    loss, oracle = TABLE[name]
-    x, labels = make(size)
-    check(loss(x, labels), oracle(Setting(x, labels, x, labels, own=True)), [x], [x], 1e-9)
+class TestParity:
+    @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+    def test_value_and_gradient(self, name: str, size: int, dtype: torch.dtype, bound: float) -> None:
+        wanted, slope = expected(name, size)
+        x, labels = make(size)
+        x = x.detach().to(dtype).requires_grad_()
+        value = TABLE[name][0](x, labels)
+        assert value.dtype == dtype
+        assert_close(value.detach().double(), wanted, rtol=bound, atol=bound)
+        (gradient,) = torch.autograd.grad(value, x)
+        scale = max(float(slope.abs().max()), 1e-3)
+        smooth = ~at_a_node(x) if name == "histogram" and dtype == torch.float32 else slice(None)
+        assert_close(gradient.double()[smooth] / scale, slope[smooth] / scale, rtol=0, atol=bound)
+        assert (slope[smooth] != 0).any()
 
-
-@pytest.mark.parametrize("size", [8, 64])
-@pytest.mark.parametrize("name", TABLE)
-def test_float32_and_bf16(name: str, size: int) -> None:
-    loss, oracle = TABLE[name]
-    x, labels = make(size)
-    single = x.detach().float().requires_grad_()
-    exact = single.detach().double().requires_grad_()
-    expected = oracle(Setting(exact, labels, exact, labels, own=True))
-    check(loss(single, labels), expected, [single], [exact], 1e-5)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = loss(single, labels)
-    assert inside.dtype == torch.float32
-    assert torch.equal(inside, loss(single, labels))
-    half = x.detach().bfloat16().requires_grad_()
-    exact = half.detach().double()
-    with torch.autocast("cpu", torch.bfloat16):
-        value = loss(half, labels)
-    value.backward()
-    assert_close(
-        value.double(), oracle(Setting(exact, labels, exact, labels, own=True)), rtol=0.02, atol=1e-4
-    )
-    assert half.grad is not None
-    assert half.grad.dtype == torch.bfloat16
-    assert half.grad.isfinite().all()
+    def test_bfloat16_autocast(self, name: str, size: int) -> None:
+        wanted, _ = expected(name, size)
+        x, labels = make(size)
+        single, half = x.detach().float(), x.detach().bfloat16().requires_grad_()
+        loss, _ = TABLE[name]
+        with torch.autocast("cpu", torch.bfloat16):
+            inside, value = loss(single, labels), loss(half, labels)
+        assert inside.dtype == value.dtype == torch.float32
+        assert torch.equal(inside, loss(single, labels))
+        value.backward()
+        assert_close(value.detach().double(), wanted, rtol=0.02, atol=1e-4)
+        assert half.grad is not None
+        assert half.grad.dtype == torch.bfloat16
+        assert half.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("form", ["out", "in", "log", "probability"])
@@ -139,7 +147,7 @@ def test_references_beside_the_batch_equal_the_definition(name: str, size: int, 
     check(fixed, again, [x], [x], 1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE if name not in SLOW])
+@pytest.mark.parametrize("name", TABLE)
 def test_fixed_references_that_nearly_are_the_batch_in_float32(name: str) -> None:
     loss, oracle = TABLE[name]
     x, labels = make(24, classes=4)
