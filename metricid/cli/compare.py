@@ -140,8 +140,8 @@ def _checked(options: argparse.Namespace) -> tuple[RunConfig, list[Entry]]:
         config = check_recipe(recipe, str(file))
     except InputError as error:
         problems.append(str(error))
-    own = recipe.get("objective")
-    plain = {"objective": own if isinstance(own, list) else [], "balance": recipe.get("balance")}
+    terms = recipe.get("objective")
+    plain = {"objective": terms if isinstance(terms, list) else [], "balance": recipe.get("balance")}
     for read in (
         lambda: parse_losses(options.losses, plain) if options.losses is not None else [],
         lambda: read_objectives(options.objectives) if options.objectives is not None else [],

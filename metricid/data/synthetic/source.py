@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -119,8 +119,8 @@ class SyntheticSource(ABC):
         """What is to be told of one image alone, by column."""
         return {}
 
-    def _columns(self) -> dict[str, list[str]]:
-        columns: dict[str, list[str]] = {}
+    def _columns(self) -> dict[str, Any]:
+        columns: dict[str, Any] = {}
         for identity in self._numbers() if self.attributes else ():
             said = self.describe(identity)
             for image in range(self.images):
