@@ -168,6 +168,8 @@ def _open(options: argparse.Namespace) -> _Run:
 def _index(options: argparse.Namespace, model: CheckpointModel, flip: bool) -> StoredImages:
     """The index, if it is of this model."""
     index = SearchIndex(options.index)
+    if not len(index):
+        raise InputError(f"{options.index}: has no rows to search; add some first")
     ours = {"model": model.describe(), "flip": flip, "dimension": model.output_dim}
     check_same_model(index.card, ours, str(options.index), str(options.run))
     root = options.index_root

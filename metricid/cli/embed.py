@@ -120,12 +120,15 @@ def _check_target(options: argparse.Namespace) -> None:
     """What cannot be written is said before a model is opened."""
     target = options.output
     made = [target, *(sidecars(target) if target.suffix.lower() == ".npy" else ())]
-    for file in made:
-        if file.is_dir():
-            raise InputError(f"{file}: is a folder; choose another name")
-    if target.exists() and not options.overwrite:
-        raise InputError(f"{target}: exists; choose another name, or replace it with --overwrite")
-    check_target(target)
+    try:
+        for file in made:
+            if file.is_dir():
+                raise InputError(f"{file}: is a folder; choose another name")
+        if target.exists() and not options.overwrite:
+            raise InputError(f"{target}: exists; choose another name, or replace it with --overwrite")
+        check_target(target)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another place") from None
 
 
 def _embed(options: argparse.Namespace, world: World) -> dict[str, Any] | None:

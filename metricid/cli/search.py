@@ -32,12 +32,13 @@ from metricid.errors import InputError
 from metricid.evaluation.calibration import Calibration
 from metricid.report.text import shown as printable
 from metricid.search import KINDS, Filter, SearchIndex, Store
-from metricid.search.build import Batch
+from metricid.search.build import Batch, CheckedSource
 from metricid.search.recall import TARGET
 from metricid.search.remote import RemoteStore
 from metricid.search.store import KEY, check_same_model
 
 UPLOAD_ROWS = 8192  # of an embedding file, handed to a store on a server at a time
+MOST_HITS = 10  # without -k
 CELL = 200  # characters of a name or path in a table; --json has them whole
 SHOWN_COLUMNS = ("identity", "camera", "split", "path")
 
@@ -68,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--row", action="append", default=[], help="search for a row: path, or number in a folder"
     )
     query.add_argument("--embeddings", metavar="FILE", help="search for each row of an embedding file")
-    query.add_argument("-k", type=int, default=10, help="how many (default: 10)")
+    query.add_argument(
+        "-k", type=int, help=f"how many (default: {MOST_HITS}, or all rows where there are fewer)"
+    )
     query.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only such rows")
     query.add_argument("--calibration", metavar="FILE", help="thresholds, of metricid evaluate")
     query.add_argument("--far", type=float, help="false accept rate of the threshold (default: 0.001)")
@@ -224,8 +227,13 @@ def _about(options: argparse.Namespace, reader: EmbeddingReader) -> dict[str, An
 
 
 def _upload(store: RemoteStore, reader: EmbeddingReader, *, replace: bool) -> int:
+    """Hands a file over piece by piece, after all of it has passed the checks of the door."""
     stored = 0
     with _Bar() as progress:
+        for vectors, _ in CheckedSource(_File(reader), str(reader.path)).batches():
+            stored += len(vectors)
+            progress("check", stored, len(reader))
+        stored = 0
         for vectors, rows in reader.blocks(UPLOAD_ROWS):
             store.add(rows[KEY].to_pylist(), vectors, rows, replace=replace)
             stored += len(vectors)
@@ -246,13 +254,14 @@ def _query(options: argparse.Namespace) -> Outcome:
     store = open_place(place)
     try:
         verdicts = _verdicts(options, store, place)
+        k = min(MOST_HITS, store.stats()["rows"]) if options.k is None else options.k
         answers: list[Answer] = []
         if images:
             model = model_for(store.card, options, place)
-            answers += answer_images(store, model, images, options.k, where)
-        answers += answer_rows(store, options.row, options.k, where)
+            answers += answer_images(store, model, images, k, where)
+        answers += answer_rows(store, options.row, k, where)
         if options.embeddings is not None:
-            answers += answer_embeddings(store, options.embeddings, options.k, where, place)
+            answers += answer_embeddings(store, options.embeddings, k, where, place)
     finally:
         store.close()
     if options.grid is not None:
@@ -271,7 +280,7 @@ def _verdicts(options: argparse.Namespace, store: Store, place: str) -> Verdicts
     if options.calibration is not None:
         card: Calibration | None = Verdicts.check(options.calibration, store.card, place)
     else:
-        card = None if stored is None else Verdicts.stored(stored)
+        card = None if stored is None else Verdicts.stored(stored, place)
     if card is None and options.far is not None:
         raise InputError("--far: needs a calibration card; give --calibration FILE here or at build")
     return None if card is None else Verdicts.at(card, options.far)
@@ -292,7 +301,7 @@ def _add(options: argparse.Namespace) -> Outcome:
             if not isinstance(store, SearchIndex):
                 count = _upload(store, reader, replace=options.replace)
                 return Outcome({"index": shown(place), "added": count}, f"{count} rows are in {shown(place)}")
-            blocks = list(reader.blocks())
+            blocks = list(CheckedSource(_File(reader), data[0]).batches())
         else:
             model = model_for(store.card, options, place)
             flip = bool(store.card.get("flip"))
@@ -374,7 +383,8 @@ def _answer_text(answer: Answer, verdicts: Verdicts | None) -> str:
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-    head = answer.name if verdicts is None else f"{answer.name} ({verdicts})"
+    name = printable(answer.name, CELL)
+    head = name if verdicts is None else f"{name} ({verdicts})"
     return "\n".join([head, *(line.rstrip() for line in lines)])
 
 

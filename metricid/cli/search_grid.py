@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from metricid.cli.search_queries import Answer, Verdicts
 from metricid.config import expand
 from metricid.data.sources import ImageSource, open_source
+from metricid.demo.gallery import read_picture
 from metricid.errors import InputError
 from metricid.files import atomic_write
 from metricid.search.store import IDENTITY, KEY
@@ -24,7 +25,7 @@ def draw_grid(answers: Sequence[Answer], verdicts: Verdicts | None, root: str, f
     """Draws a row per query: its own picture, then those of its hits with score and identity.
 
     Frames are green for a match and red for none, where there is a threshold. An image that `root` does not
-    have is an empty tile that says so.
+    have, or a damaged one, is an empty tile that says so.
 
     Args:
         answers: at most 40; at most 20 hits of each are drawn.
@@ -35,6 +36,8 @@ def draw_grid(answers: Sequence[Answer], verdicts: Verdicts | None, root: str, f
     Raises:
         InputError: too many queries, no such root, or a file that cannot be written.
     """
+    if not answers:
+        raise InputError("--grid: there is no query to draw; the embedding file has no rows")
     if len(answers) > MOST_QUERIES:
         raise InputError(f"--grid: draws up to {MOST_QUERIES} queries, got {len(answers)}; search for fewer")
     source = open_source(expand(root, "--root"))
@@ -57,16 +60,18 @@ def draw_grid(answers: Sequence[Answer], verdicts: Verdicts | None, root: str, f
 
 
 def _picture(source: ImageSource, path: str) -> np.ndarray | None:
-    return source.read(path) if path in source else None
+    return read_picture(source, path) if path in source else None
 
 
 def _tile(axes: Axes, picture: np.ndarray | None, text: str, color: str | None) -> None:
     axes.set_axis_on()
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(text, fontsize=7, color=color or "black")
+    axes.set_title(text, fontsize=7, color=color or "black", parse_math=False)  # names may hold dollar signs
     if picture is None:
-        axes.text(0.5, 0.5, "not in\n--root", ha="center", va="center", fontsize=7, transform=axes.transAxes)
+        axes.text(
+            0.5, 0.5, "missing or\ndamaged", ha="center", va="center", fontsize=7, transform=axes.transAxes
+        )
     else:
         axes.imshow(picture)
     for side in axes.spines.values():

@@ -29,10 +29,26 @@ def check_words(options: argparse.Namespace) -> None:
         check_target(options.target)
         if options.kind != "auto":
             check_kind(options.kind)
-    if "k" in options and options.k < 1:
+    if getattr(options, "k", None) is not None and options.k < 1:
         raise InputError(f"-k: must be at least 1, got {options.k}")
+    for name in ("identity", "key", "row", "where", "store"):
+        given = getattr(options, name, None) or []
+        for text in [given] if isinstance(given, str) else given:
+            check_text(f"--{name}", text)
     if getattr(options, "far", None) is not None and not 0 < options.far < 1:
         raise InputError(f"--far: must be a rate above 0 and below 1, got {options.far:g}")
+
+
+def check_text(what: str, text: str) -> None:
+    """`text` can be written down; Python keeps foreign bytes of a command line as lone surrogates.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what}: {text!a} is not UTF-8, as all text in an index is; rename it") from None
 
 
 def open_place(place: str, *, verify: bool = False) -> SearchIndex | RemoteStore:

@@ -15,7 +15,7 @@ import torch
 
 from metricid.cli.model import onnx_options, open_model
 from metricid.cli.photos import open_photos
-from metricid.cli.search_place import open_embeddings, say, shown
+from metricid.cli.search_place import check_text, open_embeddings, say, shown
 from metricid.data.decode import decode_image
 from metricid.data.embedding_file import COLUMN
 from metricid.data.factory import pick_workers
@@ -26,7 +26,15 @@ from metricid.errors import InputError
 from metricid.evaluation.calibration import Calibration, Threshold
 from metricid.models.inference import InferenceModel
 from metricid.search import Filter, SearchIndex, Store
-from metricid.search.store import IDENTITY, KEY, MissingRowError, Vectors, check_k, check_same_model
+from metricid.search.store import (
+    IDENTITY,
+    KEY,
+    MissingRowError,
+    Vectors,
+    check_k,
+    check_same_model,
+    check_vectors,
+)
 
 FAR = 1e-3
 BATCH = 64
@@ -105,11 +113,30 @@ class Verdicts:
         return card
 
     @classmethod
-    def stored(cls, values: Mapping[str, Any]) -> Calibration:
-        """The card that an index remembers."""
-        points = tuple(Threshold(**point) for point in values["thresholds"])
-        pairs = values["pairs"]
-        return Calibration(values["model"], values["flip"], pairs["same"], pairs["different"], points)
+    def stored(cls, values: Any, place: str) -> Calibration:
+        """The card that an index remembers.
+
+        Args:
+            values: of the card of the index.
+            place: how messages call the index.
+
+        Raises:
+            InputError: they are no calibration card.
+        """
+        try:
+            points = tuple(
+                Threshold(float(p["far"]), float(p["threshold"]), float(p["tar"]))
+                for p in values["thresholds"]
+            )
+            same, different = (int(values["pairs"][part]) for part in ("same", "different"))
+            if points:
+                return Calibration(str(values["model"]), bool(values["flip"]), same, different, points)
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise InputError(
+            f"{shown(place)}: the thresholds in its card cannot be read; give --calibration FILE, "
+            "or build the index again"
+        )
 
     def match(self, score: float) -> bool:
         """Whether a score says one identity."""
@@ -206,9 +233,9 @@ def answer_embeddings(store: Store, file: str, k: int, where: Filter | None, nam
     """Searches for every row of an embedding file."""
     reader = open_embeddings(file)
     check_same_model(store.card, {**reader.card, "dimension": reader.dimension}, name, file)
-    answers = []
+    answers: list[Answer] = []
     for vectors, rows in reader.blocks():
-        hits = store.query(vectors, k, where)
+        hits = store.query(check_vectors(vectors, name=file, first=len(answers)), k, where)
         answers += [Answer(key, hits.of(place)) for place, key in enumerate(rows[KEY].to_pylist())]
     return answers
 
@@ -257,6 +284,8 @@ def embed_photos(
         flip: as in the index.
     """
     if all(Path(file).suffix.lower() in IMAGES for file in data):
+        for file in data:
+            check_text("add", file)
         pictures = [read_image(file, model.preprocessing.size) for file in data]
         rows = {KEY: list(data), IDENTITY: [identity or file for file in data]}
         return embed_pictures(model, pictures, flip), pa.table(rows)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -93,9 +93,61 @@ def read_card(folder: Path) -> dict[str, Any]:
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         version = card.get("format") if isinstance(card, dict) else None
         raise InputError(f"{file}: has format {version}, this metricid reads {FORMAT}")
-    if card.get("kind") not in KINDS or set(card.get("files", ())) != {"vectors", "rows"}:
-        raise InputError(f"{file}: is not the card of an index; build the index again")
+    wrong = next((name for name, fits in _FACTS.items() if not _holds(fits, card.get(name))), None)
+    if wrong is None and _file_names(card) != names(card["generation"]):
+        wrong = "files"
+    if wrong is not None:
+        raise InputError(
+            f"{file}: is not the card of an index ({wrong!r} is missing or was changed); "
+            "build the index again"
+        )
     return card
+
+
+def _holds(fits: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return fits(value)
+    except (AttributeError, KeyError, TypeError):  # what is within is missing, or of another type
+        return False
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_file(told: Any) -> bool:
+    return all(isinstance(told[part], str) for part in ("name", "sha256")) and _is_count(told["bytes"])
+
+
+def _is_recall(told: Any) -> bool:
+    value = told["value"]
+    return (value is None or isinstance(value, int | float)) and all(
+        _is_count(told[part]) for part in ("at", "queries", "rows")
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+# What the code relies on in a card; the rest is for people, or checked where it is used.
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "kind": KINDS.__contains__,
+    "wanted": ("auto", *KINDS).__contains__,
+    "target": lambda value: 0 < value <= 1,
+    "generation": _is_count,
+    "rows": _is_count,
+    "dimension": _is_count,
+    "effort": lambda value: _is_count(value) and value < 2**24,
+    "recall": _is_recall,
+    "files": lambda told: told.keys() == {"vectors", "rows"} and all(map(_is_file, told.values())),
+    "model_path": _is_text,
+    "changed": lambda value: isinstance(value, str),
+}
+
+
+def _file_names(card: dict[str, Any]) -> tuple[str, str]:
+    return card["files"]["vectors"]["name"], card["files"]["rows"]["name"]
 
 
 def load(folder: Path, mapped: bool, verify: bool) -> tuple[dict[str, Any], VectorIndex, pa.Table]:
@@ -117,6 +169,11 @@ def load(folder: Path, mapped: bool, verify: bool) -> tuple[dict[str, Any], Vect
             missing = error
             if read_card(folder)["generation"] == card["generation"]:
                 break
+        except OSError as error:
+            raise InputError(
+                f"{error.filename or folder}: cannot be read ({error.strerror}); "
+                "check its rights, or build the index again"
+            ) from None
     raise InputError(f"{missing.filename}: is missing; build the index again")
 
 
@@ -131,7 +188,11 @@ def _load_vectors(folder: Path, card: dict[str, Any], mapped: bool, verify: bool
         )
     if (verify or size <= CHECKED_BYTES) and checksum(file) != told["sha256"]:
         raise InputError(f"{file}: is damaged (its checksum differs from the card's); build the index again")
-    index = VectorIndex.load(card["kind"], file, mapped)
+    try:
+        index = VectorIndex.load(card["kind"], file, mapped)
+    except InputError:
+        file.stat()  # raises where a writer has just deleted it, and the caller starts again
+        raise
     if (len(index), index.dimension) != (card["rows"], card["dimension"]):
         raise InputError(
             f"{file}: holds {len(index)} vectors of {index.dimension}, "
@@ -169,6 +230,15 @@ def checksum(file: Path) -> str:
 def names(generation: int) -> tuple[str, str]:
     """The vector file and the row file of a generation."""
     return f"vectors-{generation}.faiss", f"rows-{generation}.parquet"
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the files of the folder take; a writer may be deleting some."""
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size
+    return size
 
 
 def write_vectors(index: VectorIndex, file: IO[bytes]) -> None:

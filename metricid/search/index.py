@@ -278,7 +278,7 @@ class SearchIndex:
             "dimension": self.dimension,
             "model": self.card.get("model"),
             "flip": self.card.get("flip"),
-            "disk_bytes": sum(file.stat().st_size for file in self.folder.iterdir()),
+            "disk_bytes": files.disk_bytes(self.folder),
             "vector_bytes": told["vectors"]["bytes"],
             "memory_bytes": self._rows.nbytes + (0 if self._mapped else told["vectors"]["bytes"]),
             "mapped": self._mapped,
@@ -305,7 +305,10 @@ def _claimed(folder: Path, overwrite: bool) -> Iterator[int]:
     Raises:
         InputError: it holds an index that is not to be replaced, or something else, or cannot be made.
     """
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        made = [one for one in (folder, *folder.parents) if not one.exists()]
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise _no_place(folder, error) from None
     try:
         generation = _claim(folder, overwrite)
         with files.write_lock(folder):
@@ -328,13 +331,17 @@ def _claim(folder: Path, overwrite: bool) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         present = [file.name for file in folder.iterdir()]
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made into an index ({error.strerror})") from None
+        raise _no_place(folder, error) from None
     if files.CARD not in present:
         if not files.only_leftovers(folder):
             raise InputError(f"{folder}: holds other files and no index; choose another place")
     elif not overwrite:
         raise InputError(f"{folder}: is an index already; use --overwrite to replace it, or search add")
     return 1 + max([0, *(int(number) for name in present for number in re.findall(r"^\w+-(\d+)\.", name))])
+
+
+def _no_place(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder}: cannot be made into an index ({error.strerror}); choose another place")
 
 
 def _in_force(card: Mapping[str, Any]) -> set[str]:

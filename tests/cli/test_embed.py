@@ -447,6 +447,8 @@ def test_what_cannot_be_made_is_said_before_the_work(desk, counted):
     desk.target = desk.folder / "e.parquet"
     desk.target.write_text("mine")
     assert "e.parquet: exists; choose another name, or replace it with --overwrite" in desk.refused()
+    said = desk.refused("-o", "x" * 300 + ".npy")
+    assert said.endswith(": cannot be written (File name too long); choose another place")
     for words, said in (
         (("--onnx", "sice=112x112"), "--onnx: unknown option of an ONNX file 'sice'; did you mean 'size'"),
         (("--onnx", "size=112"), "--onnx size=112: has the form HEIGHTxWIDTH"),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 import socket
@@ -241,6 +242,67 @@ def test_a_grid_shows_queries_and_hits(shop):
     shop.refused(*words[:-1], "grid.jpg", "--root", shop.photos, says="must be the name of a .png")
 
 
+def test_a_small_index_is_searched_without_k(shop):
+    shop.build()
+    shop.json("remove", shop.index, *(word for person in PEOPLE[1:] for word in ("--key", f"{person}/0.png")))
+    for person in PEOPLE[1:]:
+        shop.json("remove", shop.index, "--identity", person)
+    assert shop.json("stats", shop.index)["rows"] == 4
+    assert len(shop.json("query", shop.index, "--embeddings", shop.embeddings)["queries"][0]["hits"]) == 4
+    assert len(shop.json("query", shop.index, "--row", 0)["queries"][0]["hits"]) == 3
+    shop.refused("query", shop.index, "--row", 0, "-k", 5, says="-k: must be between 1 and the 4 rows")
+    shop.json("remove", shop.index, "--identity", "ann")
+    shop.refused("query", shop.index, "--embeddings", shop.embeddings, says="has no rows; add some first")
+
+
+def test_names_that_are_not_utf8(shop, tmp_path):
+    shop.build("--model", shop.run)
+    foreign = os.fsdecode(b"caf\xe9")
+    photo = tmp_path / f"{foreign}.png"
+    shutil.copy(shop.photos / "ann" / "0.png", photo)
+    shop.ok("query", shop.index, photo, "-k", 1)
+    assert "caf\ufffd.png" in shop.out
+    shop.refused("add", shop.index, photo, says="add: '.*caf.udce9.png' is not UTF-8")
+    for words in (
+        ("add", shop.index, photo, "--identity", foreign),
+        ("remove", shop.index, "--identity", foreign),
+    ):
+        shop.refused(*words, says="--identity: 'caf.udce9' is not UTF-8")
+    words = ("query", shop.index, "--row", 0, "--where", f"identity={foreign}")
+    shop.refused(*words, says="--where: 'identity=caf.udce9' is not UTF-8")
+
+
+def test_a_grid_takes_any_name_and_any_number_of_queries(shop, tmp_path):
+    stored = EmbeddingSet.read(shop.embeddings)
+    names = [["a $x_$ b", "$\\broken$", "50$"][i % 3] for i in range(20)]
+    table = Manifest.from_columns(path=stored.table.paths, identity=names)
+    EmbeddingSet(stored.embeddings, table, stored.card).write(tmp_path / "dollars.parquet")
+    shop.ok("build", tmp_path / "dollars.parquet", "-o", shop.index)
+    grid = tmp_path / "grid.png"
+    shop.ok("query", shop.index, "--row", 0, "-k", 4, "--grid", grid, "--root", shop.photos)
+    assert matplotlib.image.imread(grid).shape[1] > 500
+    (tmp_path / "some" / "ann").mkdir(parents=True)
+    (tmp_path / "some" / "ann" / "1.png").write_bytes(b"no image")
+    shop.ok("query", shop.index, "--row", 0, "-k", 4, "--grid", grid, "--root", tmp_path / "some")
+    none = EmbeddingSet(stored.embeddings[:0], table.select(np.array([], np.int64)), stored.card)
+    none.write(tmp_path / "none.parquet")
+    words = ["query", shop.index, "--embeddings", tmp_path / "none.parquet", "-k", 4]
+    assert shop.json(*words)["queries"] == []
+    shop.refused(*words, "--grid", grid, "--root", shop.photos, says="--grid: there is no query to draw")
+
+
+@pytest.mark.parametrize(
+    "value", ["x", [], {}, {"thresholds": []}, {"thresholds": [{"far": "x"}], "pairs": {}, "model": "m"}]
+)
+def test_thresholds_of_a_card_that_was_changed_by_hand(shop, value):
+    shop.build()
+    file = Path(shop.index) / "card.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": value}))
+    shop.refused(
+        "query", shop.index, "--row", 0, "-k", 2, says="the thresholds in its card cannot be read; give"
+    )
+
+
 def test_photos_are_added_and_a_person_is_forgotten(shop, tmp_path):
     shop.build("--model", shop.run)
     new = tmp_path / "zoe.png"
@@ -391,9 +453,17 @@ def test_a_refused_build_leaves_nothing(shop, tmp_path):
     zero = stored.embeddings.copy()
     zero[7] = 0
     EmbeddingSet(zero, stored.table, stored.card).write(tmp_path / "zero.parquet")
+    shop.build()
+    for words in (["add", shop.index, tmp_path / "zero.parquet"], ["query", shop.index, "--embeddings"]):
+        shop.refused(
+            *words, *[tmp_path / "zero.parquet"][: words[0] == "query"], says="zero.parquet: row 7 .*zero"
+        )
     place = tmp_path / "new" / "people.index"
     shop.refused("build", tmp_path / "zero.parquet", "-o", place, says="row 7 .* zero vector")
     assert not place.parent.exists()
+    shop.refused(
+        "build", shop.embeddings, "-o", "x" * 300, says="cannot be made into an index .File name too long"
+    )
 
 
 def test_damaged_embedding_files_make_no_index(shop, tmp_path):
@@ -433,6 +503,19 @@ def test_a_store_takes_the_place_of_the_folder(shop):
     assert shop.json("remove", "--store", url, "--identity", "eve")["rows"] == 16
     assert shop.json("stats", "--store", url)["rows"] == 16
     shop.refused("build", shop.embeddings, "--store", url, "--kind", "flat", says="options of a store are in")
+
+
+def test_a_file_is_checked_to_its_end_before_a_store_gets_its_first_row(shop, tmp_path, monkeypatch):
+    pytest.importorskip("qdrant_client")
+    monkeypatch.setattr("metricid.cli.search.UPLOAD_ROWS", 5)
+    url = f"qdrant://{tmp_path}/server/people"
+    shop.json("build", shop.embeddings, "--store", url)
+    shop.json("remove", "--store", url, "--identity", "ann")
+    stored = EmbeddingSet.read(shop.embeddings)
+    stored.embeddings[-1] = 0
+    stored.write(tmp_path / "zero.parquet")
+    shop.refused("add", "--store", url, tmp_path / "zero.parquet", says="zero.parquet: row 19 .* zero vector")
+    assert shop.json("stats", "--store", url)["rows"] == 16
 
 
 def test_a_key_over_http_is_one_line_without_the_key(shop, monkeypatch):

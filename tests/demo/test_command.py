@@ -94,3 +94,6 @@ def test_an_index_of_this_model_is_searched_in_place_of_the_test_images(run_fold
         other = {**about, "model": {**about["model"], "fingerprint": "0" * 64}}
         SearchIndex.build(tmp_path / "other.index", ArraySource(vectors, rows), about=other)
         studio_of(run_folder, "--index", tmp_path / "other.index")
+    with pytest.raises(InputError, match="all.index: has no rows to search; add some first"):
+        SearchIndex(tmp_path / "all.index").remove(keys=[path + ".png" for path in paths])
+        studio_of(run_folder, "--index", tmp_path / "all.index")

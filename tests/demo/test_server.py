@@ -44,7 +44,7 @@ def test_a_taken_port_is_one_clear_line():
     server.listen("127.0.0.1", port).close()
 
 
-@pytest.mark.parametrize("host", ["203.0.113.7", "no-such-host.invalid"])
+@pytest.mark.parametrize("host", ["203.0.113.7", "no-such-host.invalid", "a..b", "x" * 300])
 def test_an_address_of_another_machine_is_refused(host):
     with pytest.raises(InputError, match=f"--host {host}"):
         server.listen(host, 0)

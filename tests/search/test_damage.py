@@ -121,6 +121,55 @@ def test_a_kind_that_the_card_does_not_tell(people, build, place):
     refused(place, "holds a IndexFlatIP, but the card says hnsw")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("generation", None),
+        ("generation", "1"),
+        ("generation", 7),
+        ("wanted", ["auto"]),
+        ("target", "high"),
+        ("target", float("nan")),
+        ("rows", -1),
+        ("dimension", 10**30),
+        ("effort", 1.5),
+        ("recall", {}),
+        ("recall", {"value": "1", "at": 10, "queries": 5, "rows": 400}),
+        ("files", None),
+        ("files", ["vectors", "rows"]),
+        ("files", {"vectors": {}, "rows": {}}),
+        ("files", {part: {"name": f"../{part}", "sha256": "0", "bytes": 1} for part in ("vectors", "rows")}),
+        ("model_path", 3),
+        ("changed", None),
+    ],
+)
+def test_a_card_that_was_changed_by_hand(people, build, place, name, value):
+    build(people)
+    card = json.loads((place / "card.json").read_text())
+    (place / "card.json").write_text(json.dumps(card | {name: value}))
+    refused(
+        place, f"card.json: is not the card of an index .'{name if value != 7 else 'files'}' is missing or"
+    )
+    (place / "card.json").write_text(json.dumps({k: v for k, v in card.items() if k != name}))
+    if name != "model_path":
+        refused(place, f"'{name}' is missing or was changed")
+
+
+@pytest.mark.parametrize("name", ["vectors-1.faiss", "rows-1.parquet"])
+def test_a_file_that_cannot_be_read(people, build, place, name, monkeypatch):
+    build(people)
+    real = folder.Path.open
+
+    def locked(file, *arguments, **options):
+        if file.name == name:
+            raise PermissionError(13, "Permission denied", str(file))
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(folder.Path, "open", locked)
+    with pytest.raises(InputError, match=f"{name}: cannot be read .Permission denied.; check its rights"):
+        SearchIndex(place)
+
+
 def test_building_over_something_else(people, build, place, tmp_path):
     build(people)
     with pytest.raises(InputError, match="is an index already; use --overwrite"):

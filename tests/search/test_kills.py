@@ -97,3 +97,31 @@ def test_a_reader_that_loses_its_files_to_a_writer_starts_again(build, place, pe
 
     monkeypatch.setattr(folder, "_load_vectors", late)
     assert len(SearchIndex(place)) == 404 and len(calls) == 2
+
+
+def test_a_reader_whose_file_vanishes_between_checksum_and_opening_starts_again(
+    build, place, people, monkeypatch
+):
+    from metricid.search import folder
+
+    build(people)
+    new, checksum, calls = People.make(4, prefix="new"), folder.checksum, []
+
+    def late(file):
+        calls.append(file)
+        found = checksum(file)
+        if len(calls) == 1:
+            SearchIndex(place).add(new.keys, new.vectors, new.rows)
+        return found
+
+    monkeypatch.setattr(folder, "checksum", late)
+    assert len(SearchIndex(place)) == 404
+
+
+def test_the_size_on_disk_is_told_while_a_writer_deletes_files(place, monkeypatch):
+    from metricid.search import folder
+
+    place.mkdir()
+    (place / "stays").write_bytes(b"123")
+    monkeypatch.setattr(folder.Path, "iterdir", lambda folder: iter([place / "gone", place / "stays"]))
+    assert folder.disk_bytes(place) == 3
