@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, get_args
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
+from metricid.losses.mined import MinerOption, may_mine
 from metricid.losses.pairs import (
     ContrastiveForm,
     ContrastiveReduction,
@@ -26,6 +27,7 @@ class ContrastiveLoss(PairwiseLoss):
         reduction: 'mean_nonzero' averages positive and negative pairs apart, each over those with a loss
             above 0, and adds the two: negatives keep their weight when most are already far. 'mean' counts
             the zeros too; 'pairs' is one mean over all pairs.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "pair"
@@ -42,6 +44,7 @@ class ContrastiveLoss(PairwiseLoss):
         negative_margin: float = 1.0,
         normalize: bool = True,
         reduction: Literal["mean", "mean_nonzero", "pairs"] = "mean_nonzero",
+        miner: MinerOption = None,
     ):
         super().__init__(
             form=form,
@@ -49,12 +52,14 @@ class ContrastiveLoss(PairwiseLoss):
             negative_margin=negative_margin,
             normalize=normalize,
             reduction=reduction,
+            miner=miner,
         )
         check_options(
             form=one_of(form, get_args(ContrastiveForm)),
             positive_margin=not_negative(positive_margin),
             negative_margin=positive(negative_margin),
             reduction=one_of(reduction, get_args(ContrastiveReduction)),
+            miner=may_mine(miner),
         )
 
 
@@ -67,6 +72,7 @@ class SNRContrastiveLoss(PairwiseLoss):
         negative_margin: distance beyond which a negative pair is left alone; independent embeddings of equal
             variance are at 2.
         reduction: as in `ContrastiveLoss`.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "pair"
@@ -81,12 +87,17 @@ class SNRContrastiveLoss(PairwiseLoss):
         positive_margin: float = 0.0,
         negative_margin: float = 1.0,
         reduction: Literal["mean", "mean_nonzero", "pairs"] = "mean_nonzero",
+        miner: MinerOption = None,
     ):
         super().__init__(
-            positive_margin=positive_margin, negative_margin=negative_margin, reduction=reduction
+            positive_margin=positive_margin,
+            negative_margin=negative_margin,
+            reduction=reduction,
+            miner=miner,
         )
         check_options(
             positive_margin=not_negative(positive_margin),
             negative_margin=positive(negative_margin),
             reduction=one_of(reduction, get_args(ContrastiveReduction)),
+            miner=may_mine(miner),
         )

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
+from metricid.losses.mined import MinerOption, may_mine, no_miner
 from metricid.losses.pairwise import PairwiseLoss, not_negative, positive
 from metricid.losses.tuples import (
     angular_loss,
@@ -22,6 +23,7 @@ class QuadrupletLoss(PairwiseLoss):
         second_margin: against the nearest pair of two other classes.
         normalize: put the embeddings on the unit sphere first.
         squared: compare squared distances, as the paper does.
+        miner: always null: it finds the hardest quadruplets by itself.
     """
 
     kind: ClassVar[str] = "tuple"
@@ -38,9 +40,14 @@ class QuadrupletLoss(PairwiseLoss):
         second_margin: float = 0.5,
         normalize: bool = True,
         squared: bool = True,
+        miner: MinerOption = None,
     ):
         super().__init__(margin=margin, second_margin=second_margin, normalize=normalize, squared=squared)
-        check_options(margin=not_negative(margin), second_margin=not_negative(second_margin))
+        check_options(
+            margin=not_negative(margin),
+            second_margin=not_negative(second_margin),
+            miner=no_miner(miner, "finds its hardest quadruplets by itself"),
+        )
 
 
 @LOSSES.register("lifted_structure")
@@ -50,6 +57,7 @@ class LiftedStructureLoss(PairwiseLoss):
     Args:
         margin: in the unit of the distances.
         normalize: put the embeddings on the unit sphere first.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "tuple"
@@ -60,9 +68,9 @@ class LiftedStructureLoss(PairwiseLoss):
     source: ClassVar[str] = "Song et al., CVPR 2016"
     function = staticmethod(lifted_structure_loss)
 
-    def __init__(self, *, margin: float = 1.0, normalize: bool = False):
-        super().__init__(margin=margin, normalize=normalize)
-        check_options(margin=positive(margin))
+    def __init__(self, *, margin: float = 1.0, normalize: bool = False, miner: MinerOption = None):
+        super().__init__(margin=margin, normalize=normalize, miner=miner)
+        check_options(margin=positive(margin), miner=may_mine(miner))
 
 
 @LOSSES.register("generalized_lifted")
@@ -72,6 +80,7 @@ class GeneralizedLiftedLoss(PairwiseLoss):
     Args:
         margin: in the unit of the distances.
         normalize: put the embeddings on the unit sphere first.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "tuple"
@@ -80,9 +89,9 @@ class GeneralizedLiftedLoss(PairwiseLoss):
     source: ClassVar[str] = "Hermans et al., arXiv 1703.07737"
     function = staticmethod(generalized_lifted_loss)
 
-    def __init__(self, *, margin: float = 1.0, normalize: bool = False):
-        super().__init__(margin=margin, normalize=normalize)
-        check_options(margin=positive(margin))
+    def __init__(self, *, margin: float = 1.0, normalize: bool = False, miner: MinerOption = None):
+        super().__init__(margin=margin, normalize=normalize, miner=miner)
+        check_options(margin=positive(margin), miner=may_mine(miner))
 
 
 @LOSSES.register("angular")
@@ -92,6 +101,7 @@ class AngularLoss(PairwiseLoss):
     Args:
         alpha: in degrees, at most 65; smaller asks for more.
         normalize: put the embeddings on the unit sphere first.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "tuple"
@@ -101,6 +111,8 @@ class AngularLoss(PairwiseLoss):
     grows_squared: ClassVar[bool] = True
     function = staticmethod(angular_loss)
 
-    def __init__(self, *, alpha: float = 45.0, normalize: bool = True):
-        super().__init__(alpha=alpha, normalize=normalize)
-        check_options(alpha=(0 < alpha <= 65, f"must lie in (0, 65] degrees, got {alpha}"))
+    def __init__(self, *, alpha: float = 45.0, normalize: bool = True, miner: MinerOption = None):
+        super().__init__(alpha=alpha, normalize=normalize, miner=miner)
+        check_options(
+            alpha=(0 < alpha <= 65, f"must lie in (0, 65] degrees, got {alpha}"), miner=may_mine(miner)
+        )

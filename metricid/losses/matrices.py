@@ -45,6 +45,8 @@ class Pairs:
         own: the batch is its own and only reference, and a sample no partner of itself.
         with_batch: `y` begins with the batch, and a sample is no partner of itself there.
         fixed: with `with_batch`, what follows the batch gets no gradient.
+        weights: [B, M], how often each pair counts, from a miner; None: each once.
+        used: [B] and [M] bool, which anchors and references take part; None: all.
     """
 
     x: Tensor
@@ -54,6 +56,8 @@ class Pairs:
     own: bool
     with_batch: bool = False
     fixed: bool = False
+    weights: Tensor | None = None
+    used: tuple[Tensor, Tensor] | None = None
 
     @property
     def without_self(self) -> bool:
@@ -61,11 +65,20 @@ class Pairs:
         return self.own or self.with_batch
 
     def masks(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Positive [R, M] and negative [R, M] bool of some anchors; self is known by its index."""
+        """Positive [R, M] and negative [R, M] bool of some anchors; self is known by its index.
+
+        What a miner left out is neither.
+        """
         same = self.labels[rows, None] == self.other_labels[None, :]
         negative = ~same
         if self.without_self:
             same.diagonal(offset=rows.start or 0).fill_(False)
+        if self.used is not None:
+            taken = self.used[0][rows, None] & self.used[1]
+            same, negative = same & taken, negative & taken
+        if self.weights is not None:
+            kept = self.weights[rows] > 0
+            same, negative = same & kept, negative & kept
         return same, negative
 
     def distances(self, *, squared: bool = False) -> Tensor:
@@ -171,7 +184,7 @@ class Rows(NamedTuple):
     given_slopes: Tensor | None = None
 
 
-RowLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Rows]
+RowLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Rows]
 
 
 def mean_over_anchors(
@@ -182,8 +195,8 @@ def mean_over_anchors(
     Args:
         pairs: from `compare`.
         measure: what the sheet holds: products, distances or squared distances.
-        function: (values [R, M], positive [R, M], negative [R, M], given [R] or None) -> `Rows`; must not
-            change its arguments.
+        function: (values [R, M], positive [R, M], negative [R, M], given [R] or None, weights [R, M] of the
+            pairs or None) -> `Rows`; must not change its arguments.
         given: [B], one more number for each anchor; gets a gradient if it requires one.
         width: numbers that the function holds for each entry of the sheet; bounds its memory.
 
@@ -196,9 +209,10 @@ def mean_over_anchors(
     return mean + pairs.nan_or_zero()
 
 
-def as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 and 0 for a mask; on a CPU what mixes bool and float takes ten times as long as float alone."""
-    return mask.view(torch.uint8).to(dtype)
+def as_numbers(mask: Tensor, dtype: torch.dtype, weights: Tensor | None = None) -> Tensor:
+    """1, or the weight, and 0 for a mask; on a CPU bool with float takes ten times as long as float alone."""
+    numbers = mask.view(torch.uint8).to(dtype)
+    return numbers if weights is None else numbers.mul_(weights)
 
 
 def any_in_row(mask: Tensor) -> Tensor:
@@ -206,14 +220,17 @@ def any_in_row(mask: Tensor) -> Tensor:
     return mask.view(torch.uint8).amax(dim=1) > 0 if mask.shape[1] else mask.any(dim=1)
 
 
-def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
-    """log sum exp over the masked entries of each row [R, M]; if none, hugely negative, but finite."""
+def log_sum_exp(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """log sum exp over the masked entries of each row [R, M]; if none, hugely negative, but finite.
+
+    An entry with a weight counts as so many.
+    """
     with torch.no_grad():
-        total, shares = log_sum_and_shares(values, mask)
+        total, shares = log_sum_and_shares(values, mask, weights)
     return _WithSlopes.apply(values, total, shares)
 
 
-def log_sum_and_shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def log_sum_and_shares(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`log_sum_exp` [R] outside of the graph, and its slopes: a softmax over the masked entries [R, M].
 
     The softmax gives the sum, too: on a CPU exp by itself takes ten times as long where it underflows.
@@ -221,6 +238,8 @@ def log_sum_and_shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     # Half of it, so that nothing that is added makes it infinite; any value is lost in it.
     lowest = torch.finfo(values.dtype).min / 2
     logits = torch.add(values, as_numbers(~mask, values.dtype), alpha=lowest)
+    if weights is not None:
+        logits += weights.clamp_min(torch.finfo(weights.dtype).tiny).log_()
     top, shares = logits.amax(dim=1), logits.softmax(dim=1)
     total = top - shares.amax(dim=1).log_()
     some = top > lowest / 2
@@ -230,7 +249,7 @@ def log_sum_and_shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_share_of(
-    values: Tensor, total: Tensor, shares: Tensor, part: Tensor
+    values: Tensor, total: Tensor, shares: Tensor, part: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How much of a sum of exponentials comes from a part of its entries.
 
@@ -239,6 +258,7 @@ def log_share_of(
         total: [R], from `log_sum_and_shares`.
         shares: [R, M], from there.
         part: [R, M] bool, some of the entries that were summed.
+        weights: [R, M], as they were summed with.
 
     Returns:
         log of the part's share [R], 0 where the part is empty; its slopes [R, M], which mean nothing there;
@@ -251,7 +271,7 @@ def log_share_of(
         share = inside.sum(dim=1).masked_fill_(~known, 1.0)
         if len(share) and share.amin() > torch.finfo(values.dtype).tiny ** 0.5:
             return share.log(), inside.div_(share[:, None]).sub_(shares), known
-    within, inside = log_sum_and_shares(values, part)
+    within, inside = log_sum_and_shares(values, part, weights)
     return (within - total).where(known, 0.0), inside.sub_(shares), known
 
 
@@ -289,7 +309,8 @@ class _MeanOverAnchors(torch.autograd.Function):
                 values.requires_grad_(wanted)
                 if own is not None and ctx.needs_input_grad[2]:
                     own.requires_grad_()
-                result = function(values, *pairs.masks(rows), own)
+                weights = None if pairs.weights is None else pairs.weights[rows]
+                result = function(values, *pairs.masks(rows), own, weights)
             losses.append(result.losses.detach())
             counted.append(result.counted)
             if sheet is None:
@@ -310,7 +331,8 @@ class _MeanOverAnchors(torch.autograd.Function):
             near_pull = sheet[near[0], near[1]]
             sheet[near[0], near[1]] = 0
         ctx.fixed = pairs.fixed
-        divisor = torch.cat(counted).to(x.dtype).sum(dim=0).clamp_min(1)
+        divisor = torch.cat(counted).to(x.dtype).sum(dim=0)
+        divisor = divisor.where(divisor > 0, 1)
         ctx.save_for_backward(
             *(x, y, *((x, y) if source is None else (source.x, source.y)), sheet, near, near_pull),
             *(torch.cat(given_slopes) if given_slopes else None, pairs.labels, pairs.other_labels, divisor),

@@ -16,6 +16,8 @@ from metricid.losses.matrices import (
     log_sum_and_shares,
     mean_over_anchors,
 )
+from metricid.losses.mined import MinerChoice, keep, miner_of
+from metricid.mining.miners import distance_weighted, multi_similarity
 
 ContrastiveForm = Literal["hadsell", "linear"]
 ContrastiveReduction = Literal["mean", "mean_nonzero", "pairs"]
@@ -31,6 +33,7 @@ def contrastive_loss(
     negative_margin: float = 1.0,
     normalize: bool = True,
     reduction: ContrastiveReduction = "mean_nonzero",
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -51,6 +54,7 @@ def contrastive_loss(
         reduction: 'mean_nonzero' is the mean over positive pairs with a loss above 0 plus the mean over such
             negative pairs; 'mean' counts the zeros too; 'pairs' is one mean over all pairs, positive or
             negative, in which the few positives of a batch of many classes weigh little.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -62,14 +66,17 @@ def contrastive_loss(
         ValueError: shapes disagree.
     """
 
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
-        return _contrast(values, positive, negative, form, positive_margin, negative_margin, reduction)
+    def rows(
+        values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+    ) -> Rows:
+        margins = positive_margin, negative_margin
+        return _contrast(values, positive, negative, weights, form, *margins, reduction)
 
     with no_autocast(embeddings):
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
         )
-        return mean_over_anchors(pairs, "distance", rows)
+        return mean_over_anchors(keep(pairs, miner_of(miner)), "distance", rows)
 
 
 def snr_contrastive_loss(
@@ -79,6 +86,7 @@ def snr_contrastive_loss(
     positive_margin: float = 0.0,
     negative_margin: float = 1.0,
     reduction: ContrastiveReduction = "mean_nonzero",
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -96,6 +104,7 @@ def snr_contrastive_loss(
         positive_margin: distance below which a positive pair is near enough.
         negative_margin: distance beyond which a negative pair is far enough.
         reduction: as in `contrastive_loss`.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -108,10 +117,17 @@ def snr_contrastive_loss(
     """
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, signal: Tensor | None) -> Rows:
+    def rows(
+        values: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        signal: Tensor | None,
+        weights: Tensor | None,
+    ) -> Rows:
         assert signal is not None
         ratio = values / signal[:, None]
-        found = _contrast(ratio, positive, negative, "linear", positive_margin, negative_margin, reduction)
+        margins = positive_margin, negative_margin
+        found = _contrast(ratio, positive, negative, weights, "linear", *margins, reduction)
         assert found.slopes is not None
         ratio *= found.slopes / -signal[:, None]
         near, far = (ratio * as_numbers(mask, ratio.dtype) for mask in (positive, negative))
@@ -122,7 +138,7 @@ def snr_contrastive_loss(
         pairs = compare(embeddings, labels, references, reference_labels, with_batch=with_batch)
         x = pairs.x - pairs.x.mean(dim=1, keepdim=True)
         y = x if pairs.own else pairs.y - pairs.y.mean(dim=1, keepdim=True)
-        even = replace(pairs, x=x, y=y)
+        even = replace(keep(pairs, miner_of(miner)), x=x, y=y)
         # An embedding whose features are all equal has no signal: its distances are huge, but finite.
         signal = x.square().sum(dim=1).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
         return mean_over_anchors(even, "squared", rows, given=signal)
@@ -136,6 +152,7 @@ def multi_similarity_loss(
     beta: float = 50.0,
     base: float = 0.5,
     epsilon: float | None = 0.1,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -152,7 +169,8 @@ def multi_similarity_loss(
         alpha: sharpness for the positives.
         beta: sharpness for the negatives.
         base: cosine around which the pairs are weighted (lambda in the paper).
-        epsilon: slack of the selection; None uses all pairs.
+        epsilon: slack of the selection, among the pairs of a miner if there is one; None uses all pairs.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -165,14 +183,13 @@ def multi_similarity_loss(
     """
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(
+        values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+    ) -> Rows:
         if epsilon is not None:
-            nearest = values.masked_fill(~negative, -torch.inf).amax(dim=1, keepdim=True)
-            farthest = values.masked_fill(~positive, torch.inf).amin(dim=1, keepdim=True)
-            positive = positive & (values - epsilon < nearest)
-            negative = negative & (values + epsilon > farthest)
-        near, pulled = log_sum_and_shares(alpha * (base - values), positive)
-        far, pushed = log_sum_and_shares(beta * (values - base), negative)
+            positive, negative = multi_similarity(values, positive, negative, epsilon)
+        near, pulled = log_sum_and_shares(alpha * (base - values), positive, weights)
+        far, pushed = log_sum_and_shares(beta * (values - base), negative, weights)
         losses = F.softplus(near) / alpha + F.softplus(far) / beta
         slopes = pushed.mul_(far.sigmoid()[:, None]).sub_(pulled.mul_(near.sigmoid()[:, None]))
         return Rows(losses, torch.ones_like(losses), slopes)
@@ -181,7 +198,7 @@ def multi_similarity_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
         )
-        return mean_over_anchors(pairs, "dot", rows)
+        return mean_over_anchors(keep(pairs, miner_of(miner)), "dot", rows)
 
 
 def circle_loss(
@@ -190,6 +207,7 @@ def circle_loss(
     *,
     margin: float = 0.4,
     scale: float = 80.0,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -205,6 +223,7 @@ def circle_loss(
         margin: m. The paper takes 0.4 and scale 80 for retrieval with pairs, 0.25 and 128 for re-ID, 0.25 and
             256 for faces.
         scale: gamma.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -217,11 +236,13 @@ def circle_loss(
     """
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(
+        values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+    ) -> Rows:
         pull = (1 + margin - values).relu_().mul_(-scale)
         push = (values + margin).relu_().mul_(scale)
-        near, pulled = log_sum_and_shares(pull * (values - 1 + margin), positive)
-        far, pushed = log_sum_and_shares(push * (values - margin), negative)
+        near, pulled = log_sum_and_shares(pull * (values - 1 + margin), positive, weights)
+        far, pushed = log_sum_and_shares(push * (values - margin), negative, weights)
         known = any_in_row(positive) & any_in_row(negative)
         gap = (near + far).where(known, 0.0)
         slopes = pulled.mul_(pull).addcmul_(pushed, push).mul_((gap.sigmoid() * known)[:, None])
@@ -231,7 +252,7 @@ def circle_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
         )
-        return mean_over_anchors(pairs, "dot", rows)
+        return mean_over_anchors(keep(pairs, miner_of(miner)), "dot", rows)
 
 
 def distance_margin_loss(
@@ -243,6 +264,7 @@ def distance_margin_loss(
     nu: float = 0.0,
     negatives: MarginNegatives = "distance_weighted",
     normalize: bool = True,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -263,8 +285,9 @@ def distance_margin_loss(
         margin: half the width of the band around beta.
         nu: weight of beta itself, summed over the anchors, over the same number of pairs; without it a
             learned beta follows the balance of positives and negatives.
-        negatives: 'distance_weighted' or 'all'.
+        negatives: 'distance_weighted', or 'all', as a miner of its own asks for.
         normalize: put the embeddings on the unit sphere first, which 'distance_weighted' supposes.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -282,38 +305,33 @@ def distance_margin_loss(
         own = (beta.expand(len(labels)) if len(beta) == 1 else beta[labels]).to(pairs.x.dtype)
         dim = embeddings.shape[1]
 
-        def rows(values: Tensor, positive: Tensor, negative: Tensor, given: Tensor | None) -> Rows:
+        def rows(
+            values: Tensor,
+            positive: Tensor,
+            negative: Tensor,
+            given: Tensor | None,
+            weights: Tensor | None,
+        ) -> Rows:
             assert given is not None
-            drawn = negative.to(values.dtype)
+            pulled = as_numbers(positive, values.dtype, weights)
             if negatives == "distance_weighted":
                 drawn = _draw(values.detach(), positive, negative, dim)
-            near = F.relu(margin + values - given[:, None]) * positive
+            else:
+                drawn = as_numbers(negative, values.dtype, weights)
+            near = F.relu(margin + values - given[:, None]) * pulled
             far = F.relu(margin + given[:, None] - values) * drawn
-            active = (near > 0).sum(dim=1) + ((far > 0) * drawn).sum(dim=1)
+            active = ((near > 0) * pulled).sum(dim=1) + ((far > 0) * drawn).sum(dim=1)
             involved = positive.any(dim=1) | (drawn > 0).any(dim=1)
             return Rows(near.sum(dim=1) + far.sum(dim=1) + nu * given * involved, active)
 
-        return mean_over_anchors(pairs, "distance", rows, given=own)
+        return mean_over_anchors(keep(pairs, miner_of(miner)), "distance", rows, given=own)
 
 
 @torch.no_grad()
 def _draw(distances: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
     """How often each negative is drawn, [R, M]: as many draws for an anchor as it has positives."""
-    d = distances.clamp(min=0.5)
-    log_inverse = (2.0 - dim) * d.log() - 0.5 * (dim - 3.0) * (1 - 0.25 * d.square()).clamp_min(1e-8).log()
-    usable = negative & (distances < 1.4)
-    # Where no negative is near enough all of them are equally likely.
-    usable = usable | (negative & ~usable.any(dim=1, keepdim=True))
-    log_inverse = log_inverse.where((distances < 1.4).logical_and(usable), 0.0)
-    log_inverse = log_inverse - log_inverse.masked_fill(~usable, -torch.inf).amax(dim=1, keepdim=True)
-    weights = log_inverse.exp().where(usable, 0.0)
-    weights = weights.where(usable.any(dim=1, keepdim=True), 1.0).nan_to_num(nan=1.0)
-    wanted = positive.sum(dim=1, keepdim=True) * negative.any(dim=1, keepdim=True)
-    # As many draws as are wanted at most; elsewhere than on the CPU the host would wait for that number.
-    most = max(1, int(wanted.max())) if wanted.device.type == "cpu" else d.shape[1]
-    columns = torch.multinomial(weights, most, replacement=True)
-    real = torch.arange(most, device=wanted.device)[None, :] < wanted
-    return torch.zeros_like(distances).scatter_add_(1, columns, real.to(distances.dtype))
+    drawn = distance_weighted(distances, positive, negative, dim)
+    return torch.zeros_like(distances).scatter_add_(1, drawn.negative, drawn.valid.to(distances.dtype))
 
 
 @torch.no_grad()
@@ -321,6 +339,7 @@ def _contrast(
     distances: Tensor,
     positive: Tensor,
     negative: Tensor,
+    weights: Tensor | None,
     form: ContrastiveForm,
     positive_margin: float,
     negative_margin: float,
@@ -336,6 +355,10 @@ def _contrast(
         losses, slopes = (near.square().mul_(0.5), far.square().mul_(0.5)), (near, far)
     else:
         losses, slopes = (near, far), active
+    if weights is not None:
+        losses, slopes, counted = (
+            (first * weights, second * weights) for first, second in (losses, slopes, counted)
+        )
     return Rows(_by_kind(*losses, reduction), _by_kind(*counted, reduction), slopes[0] - slopes[1])
 
 

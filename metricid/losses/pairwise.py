@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from metricid.losses.mined import MinerChoice, may_mine, miner_of
+
 
 class PairwiseLoss(nn.Module):
     """A loss that compares samples with each other: options in front of a pure function.
@@ -14,15 +16,18 @@ class PairwiseLoss(nn.Module):
         grows_squared: references are compared with each other, so that M of them cost M^2; refuses memories.
         function: maps (embeddings, labels, references, reference_labels, **options) to a scalar.
         options: the keyword arguments for `function`.
+        miner: chooses the pairs or triplets that count; None for all. Its tally says how many it found.
     """
 
     pairwise: ClassVar[bool] = True
     grows_squared: ClassVar[bool] = False
     function: ClassVar[Callable[..., Tensor]]
 
-    def __init__(self, **options: Any):
+    def __init__(self, *, miner: MinerChoice = None, **options: Any):
         super().__init__()
         self.options = options
+        # What cannot be built is reported by `check_options`, with whatever else is wrong.
+        self.miner = miner_of(miner) if may_mine(miner)[0] else None
 
     def forward(
         self,
@@ -49,11 +54,16 @@ class PairwiseLoss(nn.Module):
             references=references,
             reference_labels=reference_labels,
             with_batch=with_batch,
-            **self.options,
+            **self.arguments,
         )
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options, and the miner where there is one."""
+        return self.options if self.miner is None else {**self.options, "miner": self.miner}
+
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return ", ".join(f"{name}={value}" for name, value in self.arguments.items())
 
 
 def positive(value: float) -> tuple[bool, str]:

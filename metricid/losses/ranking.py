@@ -49,7 +49,7 @@ def ranked_list_loss(
     """
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, *_: Tensor | None) -> Rows:
         near, far = values - (boundary - margin), boundary - values
         pulled, by_near = _weighted_mean(near, positive & (near > 0), positive_temperature)
         pushed, by_far = _weighted_mean(far, negative & (far > 0), temperature)
@@ -149,7 +149,7 @@ def fast_ap_loss(
         ValueError: shapes disagree.
     """
 
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(values: Tensor, positive: Tensor, negative: Tensor, *_: Tensor | None) -> Rows:
         place = ((2 - 2 * values) * (bins / 4)).clamp(0, bins)
         node = place.detach().nan_to_num().floor().clamp_(max=bins - 1).to(torch.int64)
         share = place - node
@@ -208,7 +208,7 @@ def smooth_ap_loss(
         )
         slots = pairs.most_positives()
 
-        def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        def rows(values: Tensor, positive: Tensor, negative: Tensor, *_: Tensor | None) -> Rows:
             real, above = _beaten(values, positive, negative, slots, temperature)
             # A sample is not above itself: sigmoid(0) = 1/2 leaves both sums again.
             everywhere = 0.5 + above.sum(dim=2)
@@ -259,7 +259,7 @@ def recall_at_k_loss(
         slots = pairs.most_positives()
         limits = torch.tensor(list(ks), dtype=pairs.x.dtype, device=pairs.x.device)
 
-        def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+        def rows(values: Tensor, positive: Tensor, negative: Tensor, *_: Tensor | None) -> Rows:
             real, above = _beaten(values, positive, negative, slots, temperature)
             ranks = 0.5 + above.sum(dim=2)
             found = torch.sigmoid((limits - ranks[:, :, None]) / rank_temperature).mean(dim=2)

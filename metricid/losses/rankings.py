@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
+from metricid.losses.mined import MinerOption, no_miner
 from metricid.losses.pairwise import PairwiseLoss, not_negative, positive
 from metricid.losses.ranking import (
     fast_ap_loss,
@@ -24,6 +25,7 @@ class RankedListLoss(PairwiseLoss):
         temperature: how much more near negatives count; 10 in the paper.
         positive_temperature: how much more far positives count; 0 treats them alike.
         balance: share of the negatives in the loss.
+        miner: always null: it selects and weighs its pairs by itself.
     """
 
     kind: ClassVar[str] = "ranking"
@@ -43,6 +45,7 @@ class RankedListLoss(PairwiseLoss):
         temperature: float = 10.0,
         positive_temperature: float = 0.0,
         balance: float = 0.5,
+        miner: MinerOption = None,
     ):
         super().__init__(
             boundary=boundary,
@@ -57,6 +60,7 @@ class RankedListLoss(PairwiseLoss):
             temperature=not_negative(temperature),
             positive_temperature=not_negative(positive_temperature),
             balance=(0 <= balance <= 1, f"must lie in [0, 1], got {balance}"),
+            miner=no_miner(miner, "selects and weighs its pairs by itself"),
         )
 
 
@@ -66,6 +70,7 @@ class HistogramLoss(PairwiseLoss):
 
     Args:
         bins: intervals between -1 and 1.
+        miner: always null: it is about the ranking of all pairs.
     """
 
     kind: ClassVar[str] = "ranking"
@@ -74,9 +79,12 @@ class HistogramLoss(PairwiseLoss):
     source: ClassVar[str] = "Ustinova and Lempitsky, NeurIPS 2016"
     function = staticmethod(histogram_loss)
 
-    def __init__(self, *, bins: int = 100):
+    def __init__(self, *, bins: int = 100, miner: MinerOption = None):
         super().__init__(bins=bins)
-        check_options(bins=(bins >= 2, f"must be at least 2, got {bins}"))
+        check_options(
+            bins=(bins >= 2, f"must be at least 2, got {bins}"),
+            miner=no_miner(miner, "is about the ranking of all pairs"),
+        )
 
 
 @LOSSES.register("fast_ap")
@@ -85,6 +93,7 @@ class FastAPLoss(PairwiseLoss):
 
     Args:
         bins: intervals of the squared distance in [0, 4].
+        miner: always null: it is about the ranking of all pairs.
     """
 
     kind: ClassVar[str] = "ranking"
@@ -93,9 +102,12 @@ class FastAPLoss(PairwiseLoss):
     source: ClassVar[str] = "Cakir et al., CVPR 2019"
     function = staticmethod(fast_ap_loss)
 
-    def __init__(self, *, bins: int = 10):
+    def __init__(self, *, bins: int = 10, miner: MinerOption = None):
         super().__init__(bins=bins)
-        check_options(bins=(bins >= 2, f"must be at least 2, got {bins}"))
+        check_options(
+            bins=(bins >= 2, f"must be at least 2, got {bins}"),
+            miner=no_miner(miner, "is about the ranking of all pairs"),
+        )
 
 
 @LOSSES.register("smooth_ap")
@@ -104,6 +116,7 @@ class SmoothAPLoss(PairwiseLoss):
 
     Args:
         temperature: of the comparison of two cosines.
+        miner: always null: it is about the ranking of all pairs.
     """
 
     kind: ClassVar[str] = "ranking"
@@ -113,9 +126,11 @@ class SmoothAPLoss(PairwiseLoss):
     grows_squared: ClassVar[bool] = True
     function = staticmethod(smooth_ap_loss)
 
-    def __init__(self, *, temperature: float = 0.01):
+    def __init__(self, *, temperature: float = 0.01, miner: MinerOption = None):
         super().__init__(temperature=temperature)
-        check_options(temperature=positive(temperature))
+        check_options(
+            temperature=positive(temperature), miner=no_miner(miner, "is about the ranking of all pairs")
+        )
 
 
 @LOSSES.register("recall_at_k")
@@ -126,6 +141,7 @@ class RecallAtKLoss(PairwiseLoss):
         ks: values of k that are averaged.
         temperature: of the comparison of two cosines.
         rank_temperature: of the comparison of a rank with k.
+        miner: always null: it is about the ranking of all pairs.
     """
 
     kind: ClassVar[str] = "ranking"
@@ -141,10 +157,12 @@ class RecallAtKLoss(PairwiseLoss):
         ks: tuple[int, ...] = (1, 2, 4, 8, 16),
         temperature: float = 0.01,
         rank_temperature: float = 1.0,
+        miner: MinerOption = None,
     ):
         super().__init__(ks=tuple(ks), temperature=temperature, rank_temperature=rank_temperature)
         check_options(
             ks=(len(ks) > 0 and min(ks, default=0) >= 1, f"must be whole numbers from 1, got {ks}"),
             temperature=positive(temperature),
             rank_temperature=positive(rank_temperature),
+            miner=no_miner(miner, "is about the ranking of all pairs"),
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import OptionError, check_options
+from metricid.losses.mined import may_mine, miner_of
 from metricid.losses.pairwise import PairwiseLoss
 from metricid.losses.term import Moment, SideTerm
 from metricid.mining.memory import CrossBatchMemory
@@ -118,9 +119,13 @@ def takes_memory(loss: type) -> bool:
 
 def _unfit(options: Mapping[str, Any]) -> str | None:
     """Why a loss that takes references would do so at a price that no memory is worth."""
-    name = options["loss"]
-    swapped = options.get("swap", False) and options.get("miner") == "batch_all"
+    name, choice = options["loss"], options.get("miner", "batch_hard")
+    swapped = options.get("swap", False) and may_mine(choice)[0]
+    if swapped:
+        miner = miner_of(choice)
+        swapped = miner is None or not miner.in_triplets
+        choice = "batch_all" if miner is None else miner.name
     if swapped or getattr(LOSSES.get(name), "grows_squared", False):
-        what = "swap: true and miner: batch_all" if swapped else f"loss {name}"
+        what = f"swap: true and miner: {choice}" if swapped else f"loss {name}"
         return f"is not for {what}, which would compare all of the memory with itself; leave one of them out"
     return None

@@ -17,6 +17,7 @@ from metricid.losses.matrices import (
     log_sum_and_shares,
     mean_over_anchors,
 )
+from metricid.losses.mined import MinerChoice, keep, miner_of
 
 SupConForm = Literal["out", "in"]
 NCAForm = Literal["log", "probability"]
@@ -28,6 +29,7 @@ def supcon_loss(
     *,
     temperature: float = 0.1,
     form: SupConForm = "out",
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -44,6 +46,7 @@ def supcon_loss(
         labels: [B] int64.
         temperature: > 0.
         form: where the mean over the positives stands; the paper finds 'out' the better one.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -56,17 +59,20 @@ def supcon_loss(
     """
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(
+        values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+    ) -> Rows:
         logits = values / temperature
-        total, shares = log_sum_and_shares(logits, positive | negative)
-        near = as_numbers(positive, logits.dtype)
+        total, shares = log_sum_and_shares(logits, positive | negative, weights)
+        near = as_numbers(positive, logits.dtype, weights)
         found = near.sum(dim=1)
-        known, count = found > 0, found.clamp(min=1)
+        known = found > 0
+        count = found.where(known, 1)
         if form == "out":
             lost = total - logits.mul_(near).sum(dim=1) / count
             wanted = near.div_(count[:, None])
         else:
-            nearest, wanted = log_sum_and_shares(logits, positive)
+            nearest, wanted = log_sum_and_shares(logits, positive, weights)
             lost = total - nearest + count.log()
         slopes = shares.sub_(wanted).mul_((known.to(total.dtype) / temperature)[:, None])
         return Rows(lost.where(known, 0.0), known, slopes)
@@ -75,7 +81,7 @@ def supcon_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
         )
-        return mean_over_anchors(pairs, "dot", rows)
+        return mean_over_anchors(keep(pairs, miner_of(miner)), "dot", rows)
 
 
 def ntxent_loss(
@@ -83,6 +89,7 @@ def ntxent_loss(
     labels: Tensor,
     *,
     temperature: float = 0.1,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -98,6 +105,7 @@ def ntxent_loss(
         embeddings: [B, D], any float dtype.
         labels: [B] int64, any values.
         temperature: t > 0; the paper's best on ImageNet is 0.1.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -110,16 +118,18 @@ def ntxent_loss(
     """
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(
+        values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+    ) -> Rows:
         logits = values / temperature
-        losses, near, far = _among_negatives(logits, logits, positive, negative)
-        return Rows(losses, positive.sum(dim=1), near.add_(far).div_(temperature))
+        losses, near, far, counted = _among_negatives(logits, logits, positive, negative, weights)
+        return Rows(losses, counted, near.add_(far).div_(temperature))
 
     with no_autocast(embeddings):
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
         )
-        return mean_over_anchors(pairs, "dot", rows)
+        return mean_over_anchors(keep(pairs, miner_of(miner)), "dot", rows)
 
 
 def nca_loss(
@@ -129,6 +139,7 @@ def nca_loss(
     scale: float = 1.0,
     form: NCAForm = "log",
     normalize: bool = False,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -145,6 +156,7 @@ def nca_loss(
         scale: of the squared distances; 1 in the paper, whose transformation learns the scale.
         form: 'log' or 'probability'.
         normalize: put the embeddings on the unit sphere; take a scale of 10 or so then.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -157,10 +169,12 @@ def nca_loss(
     """
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(
+        values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+    ) -> Rows:
         logits = -scale * values
-        every, share = log_sum_and_shares(logits, positive | negative)
-        right, slopes, known = log_share_of(logits, every, share, positive)
+        every, share = log_sum_and_shares(logits, positive | negative, weights)
+        right, slopes, known = log_share_of(logits, every, share, positive, weights)
         lost = -right
         steep = scale * known.to(lost.dtype)
         steep = steep if form == "log" else steep * torch.exp(-lost)
@@ -170,7 +184,7 @@ def nca_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
         )
-        return mean_over_anchors(pairs, "squared", rows)
+        return mean_over_anchors(keep(pairs, miner_of(miner)), "squared", rows)
 
 
 def npair_loss(
@@ -178,6 +192,7 @@ def npair_loss(
     labels: Tensor,
     *,
     l2: float = 0.0,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -194,6 +209,7 @@ def npair_loss(
         labels: [B] int64, any values.
         l2: weight of the mean squared length of the x_c and y_c; the paper keeps the lengths small so instead
             of normalising, which would bound the logits.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -215,16 +231,18 @@ def npair_loss(
         used = chosen & torch.isin(pairs.other_labels, pairs.labels)
         # A class of the references without an anchor is a negative of all.
         (i, real), (j, there) = _first(anchors), _first(chosen)
-        few = Pairs(pairs.x[i], pairs.y[j], pairs.labels[i], pairs.other_labels[j], own=False)
+        few = Pairs(
+            *(pairs.x[i], pairs.y[j], pairs.labels[i], pairs.other_labels[j]), own=False, used=(real, there)
+        )
 
         @torch.no_grad()
-        def rows(values: Tensor, positive: Tensor, negative: Tensor, anchor: Tensor | None) -> Rows:
-            assert anchor is not None
-            pulled = positive & there & (anchor > 0)[:, None]
-            losses, near, far = _among_negatives(values, values, pulled, negative & there)
-            return Rows(losses, pulled.sum(dim=1), near.add_(far))
+        def rows(
+            values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+        ) -> Rows:
+            losses, near, far, counted = _among_negatives(values, values, positive, negative, weights)
+            return Rows(losses, counted, near.add_(far))
 
-        loss = mean_over_anchors(few, "dot", rows, given=real.to(few.x.dtype)) + pairs.nan_or_zero()
+        loss = mean_over_anchors(keep(few, miner_of(miner)), "dot", rows) + pairs.nan_or_zero()
         if l2:
             for side, taken in ((pairs.x, anchors), (pairs.y, used)):
                 lengths = side.square().sum(dim=1).where(taken, 0.0)
@@ -240,6 +258,7 @@ def tuplet_margin_loss(
     scale: float = 64.0,
     variance_weight: float = 0.0,
     variance_slack: float = 0.01,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -258,6 +277,7 @@ def tuplet_margin_loss(
         scale: s.
         variance_weight: of the variance term; 0 leaves it out.
         variance_slack: e in [0, 1).
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -271,49 +291,56 @@ def tuplet_margin_loss(
     angle = math.radians(margin)
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(
+        values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+    ) -> Rows:
         # Below 1 - c^2 of every representable c but +-1, where the exact slope would be infinite.
         smallest = torch.finfo(values.dtype).eps ** 2
         square = (1 - values) * (1 + values)
         sine = square.clamp_min(smallest).sqrt_()
         slack = math.cos(angle) * values + math.sin(angle) * sine
-        losses, near, far = _among_negatives(scale * slack, scale * values, positive, negative)
+        losses, near, far, counted = _among_negatives(
+            scale * slack, scale * values, positive, negative, weights
+        )
         steep = math.cos(angle) - math.sin(angle) * (values / sine).masked_fill_(square < smallest, 0)
-        return Rows(losses, positive.sum(dim=1), near.mul_(steep).add_(far).mul_(scale))
+        return Rows(losses, counted, near.mul_(steep).add_(far).mul_(scale))
 
     with no_autocast(embeddings):
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=True
         )
+        pairs = keep(pairs, miner_of(miner))
         loss = mean_over_anchors(pairs, "dot", rows)
         return loss + variance_weight * _pair_variance(pairs, variance_slack) if variance_weight else loss
 
 
 def _among_negatives(
-    near: Tensor, far: Tensor, positive: Tensor, negative: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    near: Tensor, far: Tensor, positive: Tensor, negative: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cross-entropy of each positive's logit against the logits of the row's negatives.
 
     Returns:
-        Sums over the positives [R], and slopes in `near` and in `far` [R, M].
+        Sums over the positives [R], slopes in `near` and in `far` [R, M], and the number of positives [R].
     """
-    total, share = log_sum_and_shares(far, negative)
+    total, share = log_sum_and_shares(far, negative, weights)
     gaps = total[:, None] - near
-    pulled = as_numbers(positive, gaps.dtype)
+    pulled = as_numbers(positive, gaps.dtype, weights)
     losses = F.softplus(gaps).mul_(pulled).sum(dim=1)
     missed = gaps.sigmoid_().mul_(pulled)
     far_slopes = share.mul_(missed.sum(dim=1, keepdim=True))
-    return losses, missed.neg_(), far_slopes
+    return losses, missed.neg_(), far_slopes, pulled.sum(dim=1)
 
 
 def _pair_variance(pairs: Pairs, slack: float) -> Tensor:
     cosines = pairs.dots()
     total = cosines.new_zeros(())
     for mask, sign in zip(pairs.masks(), (1, -1), strict=True):
-        count = mask.sum().clamp(min=1)
-        mean = cosines.where(mask, 0.0).sum() / count
+        times = as_numbers(mask, cosines.dtype, pairs.weights)
+        count = times.sum()
+        count = count.where(count > 0, 1)
+        mean = (cosines * times).sum() / count
         excess = F.relu(sign * ((1 - sign * slack) * mean - cosines))
-        total = total + excess.where(mask, 0.0).square().sum() / count
+        total = total + (excess.square() * times).sum() / count
     return total
 
 

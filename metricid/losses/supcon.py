@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, get_args
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
+from metricid.losses.mined import MinerOption, may_mine
 from metricid.losses.pairwise import PairwiseLoss, not_negative, one_of, positive
 from metricid.losses.softmax_pairs import (
     NCAForm,
@@ -24,6 +25,7 @@ class SupConLoss(PairwiseLoss):
         temperature: divides the cosines; smaller looks harder at the nearest negatives.
         form: 'out' takes the mean over the positives of the logarithms, 'in' the logarithm of the mean, which
             is content when one positive is near.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "pair"
@@ -32,9 +34,13 @@ class SupConLoss(PairwiseLoss):
     source: ClassVar[str] = "Khosla et al., NeurIPS 2020"
     function = staticmethod(supcon_loss)
 
-    def __init__(self, *, temperature: float = 0.1, form: Literal["out", "in"] = "out"):
-        super().__init__(temperature=temperature, form=form)
-        check_options(temperature=positive(temperature), form=one_of(form, get_args(SupConForm)))
+    def __init__(
+        self, *, temperature: float = 0.1, form: Literal["out", "in"] = "out", miner: MinerOption = None
+    ):
+        super().__init__(temperature=temperature, form=form, miner=miner)
+        check_options(
+            temperature=positive(temperature), form=one_of(form, get_args(SupConForm)), miner=may_mine(miner)
+        )
 
 
 @LOSSES.register("ntxent")
@@ -43,6 +49,7 @@ class NTXentLoss(PairwiseLoss):
 
     Args:
         temperature: divides the cosines; smaller looks harder at the nearest negatives.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "pair"
@@ -51,9 +58,9 @@ class NTXentLoss(PairwiseLoss):
     source: ClassVar[str] = "Chen et al., ICML 2020 (SimCLR)"
     function = staticmethod(ntxent_loss)
 
-    def __init__(self, *, temperature: float = 0.1):
-        super().__init__(temperature=temperature)
-        check_options(temperature=positive(temperature))
+    def __init__(self, *, temperature: float = 0.1, miner: MinerOption = None):
+        super().__init__(temperature=temperature, miner=miner)
+        check_options(temperature=positive(temperature), miner=may_mine(miner))
 
 
 @LOSSES.register("nca")
@@ -64,6 +71,7 @@ class NCALoss(PairwiseLoss):
         scale: of the squared distances; larger looks at nearer neighbours.
         form: 'log' is the log-likelihood, 'probability' the expected error.
         normalize: put the embeddings on the unit sphere; take a scale of 10 or so then.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "pair"
@@ -78,9 +86,10 @@ class NCALoss(PairwiseLoss):
         scale: float = 1.0,
         form: Literal["log", "probability"] = "log",
         normalize: bool = False,
+        miner: MinerOption = None,
     ):
-        super().__init__(scale=scale, form=form, normalize=normalize)
-        check_options(scale=positive(scale), form=one_of(form, get_args(NCAForm)))
+        super().__init__(scale=scale, form=form, normalize=normalize, miner=miner)
+        check_options(scale=positive(scale), form=one_of(form, get_args(NCAForm)), miner=may_mine(miner))
 
 
 @LOSSES.register("npair")
@@ -89,6 +98,7 @@ class NPairLoss(PairwiseLoss):
 
     Args:
         l2: weight of the mean squared length of the embeddings, which are not normalised.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "tuple"
@@ -97,9 +107,9 @@ class NPairLoss(PairwiseLoss):
     source: ClassVar[str] = "Sohn, NeurIPS 2016"
     function = staticmethod(npair_loss)
 
-    def __init__(self, *, l2: float = 0.0):
-        super().__init__(l2=l2)
-        check_options(l2=not_negative(l2))
+    def __init__(self, *, l2: float = 0.0, miner: MinerOption = None):
+        super().__init__(l2=l2, miner=miner)
+        check_options(l2=not_negative(l2), miner=may_mine(miner))
 
 
 @LOSSES.register("tuplet_margin")
@@ -112,6 +122,7 @@ class TupletMarginLoss(PairwiseLoss):
         variance_weight: of the intra-pair variance term, which evens out the pairs of one kind; 0 leaves it
             out.
         variance_slack: relative slack of that term.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "tuple"
@@ -127,13 +138,19 @@ class TupletMarginLoss(PairwiseLoss):
         scale: float = 64.0,
         variance_weight: float = 0.0,
         variance_slack: float = 0.01,
+        miner: MinerOption = None,
     ):
         super().__init__(
-            margin=margin, scale=scale, variance_weight=variance_weight, variance_slack=variance_slack
+            margin=margin,
+            scale=scale,
+            variance_weight=variance_weight,
+            variance_slack=variance_slack,
+            miner=miner,
         )
         check_options(
             margin=(0 <= margin < 90, f"must lie in [0, 90) degrees, got {margin}"),
             scale=positive(scale),
             variance_weight=not_negative(variance_weight),
             variance_slack=(0 <= variance_slack < 1, f"must lie in [0, 1), got {variance_slack}"),
+            miner=may_mine(miner),
         )

@@ -1,11 +1,12 @@
 """Losses over triplets found inside the batch."""
 
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options
+from metricid.losses.mined import MinerOption, may_mine
 from metricid.losses.pairwise import PairwiseLoss, one_of
-from metricid.losses.triplets import TripletMiner, TripletReduction, triplet_loss, weighted_triplet_loss
+from metricid.losses.triplets import TripletReduction, triplet_loss, weighted_triplet_loss, with_margin
 
 
 @LOSSES.register("triplet")
@@ -26,8 +27,8 @@ class TripletLoss(PairwiseLoss):
         swap: compare the negative with the anchor or the positive, whichever is nearer to it.
         reduction: 'mean' over the mined triplets, or 'mean_nonzero' over those with a loss above 0, whose
             gradient does not fade as the triplets become easy.
-        miner: 'batch_hard' (farthest positive and nearest negative of each anchor), 'batch_all' (all
-            triplets) or 'semi_hard' (per pair, the nearest negative beyond the positive, inside the margin).
+        miner: which triplets of the batch count, by name or as {name: ..., option: ...}; null is batch_all.
+            One that has a margin takes that of the loss, unless it is given its own.
     """
 
     kind: ClassVar[str] = "tuple"
@@ -44,10 +45,15 @@ class TripletLoss(PairwiseLoss):
         squared: bool = False,
         swap: bool = False,
         reduction: Literal["mean", "mean_nonzero"] = "mean",
-        miner: Literal["batch_hard", "batch_all", "semi_hard"] = "batch_hard",
+        miner: MinerOption = "batch_hard",
     ):
         super().__init__(
-            margin=margin, miner=miner, normalize=normalize, squared=squared, swap=swap, reduction=reduction
+            margin=margin,
+            normalize=normalize,
+            squared=squared,
+            swap=swap,
+            reduction=reduction,
+            miner=with_margin(miner, margin),
         )
         check_options(
             margin=(
@@ -55,8 +61,13 @@ class TripletLoss(PairwiseLoss):
                 f"must be at least 0, or null for the soft margin, got {margin}",
             ),
             reduction=one_of(reduction, get_args(TripletReduction)),
-            miner=one_of(miner, get_args(TripletMiner)),
+            miner=may_mine(miner),
         )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options, and the miner; None is all triplets."""
+        return {**self.options, "miner": self.miner}
 
 
 @LOSSES.register("weighted_triplet")
@@ -65,6 +76,7 @@ class WeightedTripletLoss(PairwiseLoss):
 
     Args:
         normalize: put the embeddings on the unit sphere first; the authors compare raw features.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "tuple"
@@ -73,5 +85,6 @@ class WeightedTripletLoss(PairwiseLoss):
     source: ClassVar[str] = "Ye et al., TPAMI 2021 (AGW)"
     function = staticmethod(weighted_triplet_loss)
 
-    def __init__(self, *, normalize: bool = False):
-        super().__init__(normalize=normalize)
+    def __init__(self, *, normalize: bool = False, miner: MinerOption = None):
+        super().__init__(normalize=normalize, miner=miner)
+        check_options(miner=may_mine(miner))

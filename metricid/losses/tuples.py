@@ -17,6 +17,7 @@ from metricid.losses.matrices import (
     mean_over_anchors,
     with_slopes,
 )
+from metricid.losses.mined import MinerChoice, keep, miner_of
 from metricid.losses.triplets import hardest, hinge, row_distances
 
 
@@ -88,6 +89,7 @@ def lifted_structure_loss(
     *,
     margin: float = 1.0,
     normalize: bool = False,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -102,6 +104,7 @@ def lifted_structure_loss(
         labels: [B] int64, any values.
         margin: alpha.
         normalize: put the embeddings on the unit sphere first.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; the negatives of a reference j are then those of
             the batch. None for the batch itself without self-pairs.
         reference_labels: [M] int64.
@@ -117,16 +120,25 @@ def lifted_structure_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
         )
-        distances = pairs.distances()
+        pairs = keep(pairs, miner_of(miner))
+        distances, weights = pairs.distances(), pairs.weights
         positive, negative = pairs.masks()
-        of_anchor = log_sum_exp(margin - distances, negative)
-        of_partner = of_anchor if pairs.own else log_sum_exp(margin - distances.T, negative.T)
-        known = positive & (negative.any(dim=1)[:, None] | negative.any(dim=0)[None, :])
+        of_anchor = log_sum_exp(margin - distances, negative, weights)
+        of_partner, has_partner = of_anchor, negative.any(dim=1)
+        if not pairs.own:
+            turned = None if weights is None else weights.T
+            of_partner = log_sum_exp(margin - distances.T, negative.T, turned)
+            has_partner = negative.any(dim=0)
+        known = positive & (negative.any(dim=1)[:, None] | has_partner[None, :])
         marks, columns = known.to(torch.uint8).topk(pairs.most_positives(), dim=1)
         real = marks.bool()
         pushed = torch.logaddexp(of_anchor[:, None], of_partner[columns]).where(real, 0.0)
         losses = F.relu(pushed + distances.gather(1, columns)).square().where(real, 0.0)
-        return 0.5 * losses.sum() / real.sum().clamp_min(1) + pairs.nan_or_zero()
+        count = real.sum()
+        if weights is not None:
+            times = weights.gather(1, columns).where(real, 0.0)
+            losses, count = losses * times, times.sum()
+        return 0.5 * losses.sum() / count.where(count > 0, 1) + pairs.nan_or_zero()
 
 
 def generalized_lifted_loss(
@@ -135,6 +147,7 @@ def generalized_lifted_loss(
     *,
     margin: float = 1.0,
     normalize: bool = False,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -148,6 +161,7 @@ def generalized_lifted_loss(
         labels: [B] int64, any values.
         margin: in the unit of the distances.
         normalize: put the embeddings on the unit sphere first.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; None for the batch itself without self-pairs.
         reference_labels: [M] int64.
         with_batch: as `compare` has it.
@@ -160,10 +174,12 @@ def generalized_lifted_loss(
     """
 
     @torch.no_grad()
-    def rows(values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None) -> Rows:
+    def rows(
+        values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
+    ) -> Rows:
         known = positive.any(dim=1) & negative.any(dim=1)
-        near, pulled = log_sum_and_shares(values, positive)
-        far, pushed = log_sum_and_shares(margin - values, negative)
+        near, pulled = log_sum_and_shares(values, positive, weights)
+        far, pushed = log_sum_and_shares(margin - values, negative, weights)
         losses = F.relu((near + far).where(known, 0.0))
         return Rows(losses, known, pulled.sub_(pushed).mul_((losses > 0)[:, None]))
 
@@ -171,7 +187,7 @@ def generalized_lifted_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
         )
-        return mean_over_anchors(pairs, "distance", rows)
+        return mean_over_anchors(keep(pairs, miner_of(miner)), "distance", rows)
 
 
 def angular_loss(
@@ -180,6 +196,7 @@ def angular_loss(
     *,
     alpha: float = 45.0,
     normalize: bool = True,
+    miner: MinerChoice = None,
     references: Tensor | None = None,
     reference_labels: Tensor | None = None,
     with_batch: bool = False,
@@ -198,6 +215,7 @@ def angular_loss(
         labels: [B] int64, any values.
         alpha: in degrees, in (0, 65]; the paper takes 36 to 55, mostly 45.
         normalize: put the embeddings on the unit sphere first; raw ones should not be much longer than 1.
+        miner: which pairs count, and how often; None for all, once.
         references: [M, D] that the batch is compared with; then [M, M] matrices are made, too. None for the
             batch itself without self-pairs.
         reference_labels: [M] int64.
@@ -213,6 +231,7 @@ def angular_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
         )
+        pairs = keep(pairs, miner_of(miner))
         t = math.tan(math.radians(alpha)) ** 2
         dots = pairs.dots()
         across = dots if pairs.own else pairs.y @ pairs.y.T
@@ -227,16 +246,19 @@ def angular_loss(
 def _angular(pairs: Pairs, dots: Tensor, across: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loss, its slopes in the products [B, M], and in those among other references [M, M]."""
     classes, slots = pairs.other_labels, pairs.most_positives()
-    top, scaled = _scaled(dots, pairs.labels, classes, t)
-    top_y, scaled_y = (top, scaled) if pairs.own else _scaled(across, classes, classes, t)
+    shared = pairs.own and pairs.weights is None  # a miner chooses the negatives of the anchor alone
+    top, scaled = _scaled(dots, pairs.labels, classes, t, pairs.weights)
+    top_y, scaled_y = (top, scaled) if shared else _scaled(across, classes, classes, t)
     slopes = torch.zeros_like(scaled)
-    slopes_y = slopes if pairs.own else torch.zeros_like(scaled_y)
+    slopes_y = slopes if shared else torch.zeros_like(scaled_y)
     few = 8 * slots <= len(classes)  # then the sums of the positives cost less than those of all pairs
     total, pulls, count = dots.new_zeros(()), [], dots.new_zeros(())
     for rows in row_blocks(dots, len(classes), slots if few else 1):
         positive, negative = pairs.masks(rows)
         known = (positive & negative.any(dim=1, keepdim=True)).to(torch.uint8)
         real, columns = known.topk(slots, dim=1)
+        if pairs.weights is not None:
+            real = real * pairs.weights[rows].gather(1, columns)
         own = scaled[rows]
         partners = scaled_y[columns] if few else None
         sums = (own @ scaled_y.T).gather(1, columns) if partners is None else _rows_dot(partners, own)
@@ -255,11 +277,11 @@ def _angular(pairs: Pairs, dots: Tensor, across: Tensor, t: float) -> tuple[Tens
         else:
             slopes[rows] += torch.bmm(weights[:, None, :], partners)[:, 0]
             slopes_y.index_add_(0, columns.flatten(), (weights[:, :, None] * own[:, None, :]).flatten(0, 1))
-    count.clamp_min_(1)
+    count = count.where(count > 0, 1)
     slopes.mul_(scaled).mul_(4 * t / count)
     for rows, columns, pull in pulls:
         slopes[rows].scatter_add_(1, columns, pull.mul_(-2 * (1 + t) / count))
-    across_slopes = None if pairs.own else slopes_y.mul_(scaled_y).mul_(4 * t / count)
+    across_slopes = None if shared else slopes_y.mul_(scaled_y).mul_(4 * t / count)
     return total / count, slopes, across_slopes
 
 
@@ -268,15 +290,24 @@ def _rows_dot(partners: Tensor, rows: Tensor) -> Tensor:
     return torch.bmm(partners, rows[:, :, None])[:, :, 0]
 
 
-def _scaled(dots: Tensor, labels: Tensor, others: Tensor, t: float) -> tuple[Tensor, Tensor]:
-    """Of each row the largest exponent 4 t x.n over its negatives (0 if none), and exp relative to it."""
+def _scaled(
+    dots: Tensor, labels: Tensor, others: Tensor, t: float, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of each row the largest exponent 4 t x.n over its negatives (0 if none), and exp relative to it.
+
+    With weights exp is multiplied with them, and where they are 0 there is no negative.
+    """
     top, scaled = dots.new_empty(len(dots)), torch.empty_like(dots)
     for rows in row_blocks(dots, len(others)):
         exponents = 4 * t * dots[rows]
         other = labels[rows, None] != others[None, :]
+        if weights is not None:
+            other &= weights[rows] > 0
         largest = exponents.masked_fill(~other, -torch.inf).amax(dim=1)
         top[rows] = largest.where(largest.isfinite(), 0.0)
         scaled[rows] = exponents.sub_(top[rows, None]).exp_().masked_fill_(~other, 0)
+        if weights is not None:
+            scaled[rows] *= weights[rows]
     return top, scaled
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_batch, check_options
+from metricid.losses.mined import MinerOption, may_mine
 from metricid.losses.pairs import MarginNegatives, circle_loss, distance_margin_loss, multi_similarity_loss
 from metricid.losses.pairwise import PairwiseLoss, not_negative, one_of, positive
 
@@ -20,6 +21,7 @@ class MultiSimilarityLoss(PairwiseLoss):
         beta: sharpness for the negatives.
         base: cosine around which the pairs are weighted.
         epsilon: slack of the selection; None uses all pairs.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "pair"
@@ -37,8 +39,9 @@ class MultiSimilarityLoss(PairwiseLoss):
         beta: float = 50.0,
         base: float = 0.5,
         epsilon: float | None = 0.1,
+        miner: MinerOption = None,
     ):
-        super().__init__(alpha=alpha, beta=beta, base=base, epsilon=epsilon)
+        super().__init__(alpha=alpha, beta=beta, base=base, epsilon=epsilon, miner=miner)
         check_options(
             alpha=positive(alpha),
             beta=positive(beta),
@@ -47,6 +50,7 @@ class MultiSimilarityLoss(PairwiseLoss):
                 epsilon is None or 0 <= epsilon < float("inf"),
                 f"must be at least 0, or null for all pairs, got {epsilon}",
             ),
+            miner=may_mine(miner),
         )
 
 
@@ -57,6 +61,7 @@ class CircleLoss(PairwiseLoss):
     Args:
         margin: the paper takes 0.4 for retrieval, 0.25 for faces and re-ID.
         scale: the paper takes 80 for retrieval, 128 for re-ID, 256 for faces.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for all.
     """
 
     kind: ClassVar[str] = "pair"
@@ -68,9 +73,13 @@ class CircleLoss(PairwiseLoss):
     source: ClassVar[str] = "Sun et al., CVPR 2020"
     function = staticmethod(circle_loss)
 
-    def __init__(self, *, margin: float = 0.4, scale: float = 80.0):
-        super().__init__(margin=margin, scale=scale)
-        check_options(margin=(0 <= margin < 1, f"must lie in [0, 1), got {margin}"), scale=positive(scale))
+    def __init__(self, *, margin: float = 0.4, scale: float = 80.0, miner: MinerOption = None):
+        super().__init__(margin=margin, scale=scale, miner=miner)
+        check_options(
+            margin=(0 <= margin < 1, f"must lie in [0, 1), got {margin}"),
+            scale=positive(scale),
+            miner=may_mine(miner),
+        )
 
 
 @LOSSES.register("margin")
@@ -86,6 +95,8 @@ class MarginLoss(PairwiseLoss):
         negatives: 'distance_weighted' draws as many negatives as an anchor has positives, from all distances
             alike; 'all' uses every negative.
         normalize: put the embeddings on the unit sphere first, which 'distance_weighted' supposes.
+        miner: which pairs of the batch count, by name or as {name: ..., option: ...}; null for none.
+            It takes the place of the draw, with negatives: all.
         num_classes: needed with `per_class`.
 
     Attributes:
@@ -109,9 +120,10 @@ class MarginLoss(PairwiseLoss):
         nu: float = 0.0,
         negatives: Literal["distance_weighted", "all"] = "distance_weighted",
         normalize: bool = True,
+        miner: MinerOption = None,
         num_classes: int | None = None,
     ):
-        super().__init__(margin=margin, nu=nu, negatives=negatives, normalize=normalize)
+        super().__init__(margin=margin, nu=nu, negatives=negatives, normalize=normalize, miner=miner)
         check_options(
             margin=not_negative(margin),
             beta=positive(beta),
@@ -120,7 +132,12 @@ class MarginLoss(PairwiseLoss):
                 "needs num_classes, the number of identities",
             ),
             nu=not_negative(nu),
-            negatives=one_of(negatives, get_args(MarginNegatives)),
+            negatives=(
+                one_of(negatives, get_args(MarginNegatives))
+                if miner is None or negatives == "all"
+                else (False, "must be 'all' beside a miner, which chooses them")
+            ),
+            miner=may_mine(miner),
             normalize=(
                 normalize or negatives == "all",
                 "must be true for distance_weighted negatives, whose density is that of the unit sphere",
@@ -150,5 +167,5 @@ class MarginLoss(PairwiseLoss):
             references=references,
             reference_labels=reference_labels,
             with_batch=with_batch,
-            **self.options,
+            **self.arguments,
         )

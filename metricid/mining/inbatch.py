@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Triplets", "batch_all", "batch_hard", "pair_masks", "semi_hard"]
+__all__ = ["Triplets", "batch_all", "batch_hard", "pair_masks", "positive_slots", "semi_hard"]
 
 
 class Triplets(NamedTuple):
@@ -87,7 +87,7 @@ def semi_hard(distances: Tensor, positive: Tensor, negative: Tensor, margin: flo
         T = the largest number of positives of one anchor on the CPU, N elsewhere (where counting would make
         the host wait).
     """
-    columns, paired = _positive_slots(positive, negative)
+    columns, paired = positive_slots(positive, negative)
     to_positive = distances.gather(1, columns)
     ascending, order = distances.masked_fill(~negative, torch.inf).sort(dim=1)
     place = torch.searchsorted(ascending, to_positive, right=True).clamp_(max=distances.shape[1] - 1)
@@ -113,14 +113,14 @@ def batch_all(positive: Tensor, negative: Tensor, *, block: int = 1 << 22) -> It
         columns [A, S] int64 of positives, valid [A, S, N] bool: whether (row a, column columns[a, s], column
         n) is a triplet.
     """
-    columns, paired = _positive_slots(positive, negative)
+    columns, paired = positive_slots(positive, negative)
     size = max(1, block // negative.numel())
     for here, real in zip(columns.split(size, dim=1), paired.split(size, dim=1), strict=True):
         if here.shape[1]:
             yield here, real[:, :, None] & negative[:, None, :]
 
 
-def _positive_slots(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+def positive_slots(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """The columns of each row's positives, packed to the left: columns [A, T], real [A, T].
 
     Rows without a negative get none, since no triplet starts there.

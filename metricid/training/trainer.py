@@ -28,6 +28,7 @@ from metricid.training.distributed import (
     gather_objects,
     share_buffers,
 )
+from metricid.training.found import Findings
 from metricid.training.loggers import JsonlLog, Progress, TensorBoardLog
 from metricid.training.module import build_module, check_compiler
 from metricid.training.momentum import slow_network
@@ -71,6 +72,7 @@ class Trainer:
         self.total_steps = run.total_steps
         self.fingerprint = run.splits.train.fingerprint()
         self.stop = StopRequest()
+        self.findings = Findings(run.objective)
         self._skipped_before: list[str] = []
         self._log_position = 0
 
@@ -273,6 +275,7 @@ class Trainer:
         loss = window.loss / window.steps if window.steps else float("nan")
         speed = window.images / seconds
         wait = window.wait / seconds
+        mined, empty = self.findings.read()
         self._write_log(
             "step",
             step=position.step,
@@ -286,11 +289,16 @@ class Trainer:
             images_per_second=round(speed, 1),
             wait_share=round(wait, 4),
             skipped_images=len(self.skipped_images()),
+            **({"mined": mined} if mined else {}),
             **self._mining(),
         )
+        for name, batches in empty:
+            self._write_log("mined_nothing", step=position.step, term=name, batches=batches)
+            self.progress.say(f"step {position.step}: {self.findings.advice(name, batches)}")
         if self.board is not None:
             scalars = {"loss": loss, "lr": rate, "images_per_second": speed, "wait_share": wait}
             scalars |= {f"terms/{name}": value for name, value in terms.items()}
+            scalars |= {f"mined/{name}": value for name, value in mined.items()}
             scalars |= {f"weights/{name}": value for name, value in window.weights.items()}
             scalars |= {f"grad_norms/{name}": float(norm) for name, norm in window.norms.items()}
             self.board.write(position.step, scalars)

@@ -355,7 +355,7 @@ def test_batch_all_keeps_no_cube() -> None:
     ("build", "message"),
     [
         (lambda: TripletLoss(margin=-0.1), "margin: must be at least 0"),
-        (lambda: TripletLoss(miner="hardest"), "miner: must be one of"),  # type: ignore[arg-type]
+        (lambda: TripletLoss(miner="hardest"), "miner: unknown miner"),  # type: ignore[arg-type]
         (lambda: TripletLoss(reduction="sum"), "reduction: must be one of"),  # type: ignore[arg-type]
         (lambda: ContrastiveLoss(form="cubic"), "form: must be one of"),  # type: ignore[arg-type]
         (lambda: ContrastiveLoss(negative_margin=0.0), "negative_margin: must be positive"),
