@@ -123,9 +123,12 @@ def weighted_triplet_loss(
         values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
     ) -> Rows:
         lowest = -torch.finfo(values.dtype).max
-        times = 0.0 if weights is None else weights.clamp_min(torch.finfo(values.dtype).tiny).log()
-        near = ((values + times).masked_fill(~positive, lowest).softmax(dim=1) * values).sum(dim=1)
-        far = ((times - values).masked_fill(~negative, lowest).softmax(dim=1) * values).sum(dim=1)
+        near, far = values, -values
+        if weights is not None:
+            times = weights.clamp_min(torch.finfo(values.dtype).tiny).log()
+            near, far = near + times, far + times
+        near = (near.masked_fill(~positive, lowest).softmax(dim=1) * values).sum(dim=1)
+        far = (far.masked_fill(~negative, lowest).softmax(dim=1) * values).sum(dim=1)
         known = positive.any(dim=1) & negative.any(dim=1)
         return Rows(F.softplus(near - far).where(known, 0.0), known)
 

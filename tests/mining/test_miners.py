@@ -1,7 +1,11 @@
 """Every miner against loops over its definition: ties, duplicates, one class, no positives, references."""
 
+import inspect
 import math
+import re
 from collections import Counter
+from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -287,8 +291,6 @@ def test_distance_weighted_follows_the_density_of_the_sphere(dim: int) -> None:
     assert torch.equal(found.negative, again.negative)
     assert found.valid.shape == (rows, 1)
 
-    from fractions import Fraction
-
     def inverse(value: float) -> Fraction:
         at = Fraction(max(value, 0.5))
         squared = at ** (2 * (dim - 2)) * (1 - at * at / 4) ** (dim - 3)  # q(d)^2 is rational
@@ -385,3 +387,17 @@ def test_a_tally_counts_until_it_is_read() -> None:
     tally.add(torch.tensor(2**24 + 1))
     assert tally.read() == (2**24 + 4, 2)
     assert tally.read() is None
+
+
+def test_the_table_of_the_page_has_every_miner_and_its_defaults() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "mining.md").read_text(encoding="utf-8")
+    table = page.split("| miner | what it chooses | options | source |\n")[1].split("\n\n")[0]
+    stated = {}
+    for line in table.splitlines()[1:]:
+        name, _, options, _ = (cell.strip() for cell in line.strip("|").split(" | "))
+        stated[name.strip(" `")] = dict(re.findall(r"`(\w+)` \(([^)]+)\)", options))
+    expected = {}
+    for name in MINERS.names():
+        parameters = inspect.signature(MINERS.get(name)).parameters
+        expected[name] = {option: str(p.default) for option, p in parameters.items()}
+    assert stated == expected
