@@ -1,6 +1,8 @@
 """The door to all commands."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -37,3 +39,34 @@ def test_a_missing_argument_is_the_users_mistake(capsys):
             main(command)
         assert raised.value.code == 2
         assert "required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "photos/ann"),
+        PermissionError(13, "Permission denied", b"photos/ann"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_the_name(monkeypatch, capsys, error):
+    def refused(name):
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", refused)
+    assert main(["embed"]) == 2
+    assert capsys.readouterr().err == f"metricid embed: photos/ann: {error.strerror}\n"
+
+
+def test_a_name_longer_than_the_system_takes_is_one_line(capsys, tmp_path):
+    assert main(["embed", "x" * 5000, str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "File name too long" in lines[0]
+
+
+def test_names_that_are_not_utf8_can_be_printed(tmp_path):
+    words = [sys.executable, "-m", "metricid.cli.main", "suspects", b"\xff.parquet"]
+    done = subprocess.run(words, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"udcff.parquet" in done.stderr
+    assert b"Traceback" not in done.stderr
