@@ -58,7 +58,7 @@ def test_what_the_system_refuses_is_one_line_with_the_name(monkeypatch, capsys, 
 
 
 def test_a_name_longer_than_the_system_takes_is_one_line(capsys, tmp_path):
-    assert main(["embed", "x" * 5000, str(tmp_path)]) == 2
+    assert main(["embed", "x" * 5000, str(tmp_path), "-o", str(tmp_path / "e.parquet")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "File name too long" in lines[0]
