@@ -10,9 +10,9 @@ decay of 0.8 and 512 dimensions, the effective number of dimensions, (sum v)^2 /
 75; `--decay 0` is noise without structure, the worst case for an approximate search. `--families` is the
 share of everyone's variance that is common to 20 look-alikes.
 
-Each search runs in a process of its own. Memory is the most that it held (VmHWM) less what it held before
-the search (VmRSS); on a GPU, the same of PyTorch's allocator. The copy that a search makes of the vectors is
-part of it.
+Each search runs in a process of its own. Memory is the most that it held during the search (VmHWM, set back
+before it) less what it held before (VmRSS); on a GPU, the same of PyTorch's allocator. The copy that a search
+makes of the vectors is part of it.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 1e9
     else:
+        Path("/proc/self/clear_refs").write_text("5")  # what making the vectors took does not count
         before = held("VmRSS")
     start = time.perf_counter(), time.process_time()
     table = find_neighbours(vectors, options.k, exact_up_to=options.exact_up_to)

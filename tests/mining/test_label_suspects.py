@@ -81,8 +81,8 @@ def test_suspects_are_those_above_the_gap_the_largest_first(seed, gap):
     )
     difference = (found.cosine - found.own).numpy()
     assert (np.diff(difference) <= 0).all()
-    np.testing.assert_allclose(found.own.numpy(), own[found.rows], atol=1e-5)
-    assert found.other.tolist() == other[found.rows].tolist()
+    np.testing.assert_allclose(found.own.numpy(), own[found.rows.numpy()], atol=1e-5)
+    assert found.other.tolist() == other[found.rows.numpy()].tolist()
 
 
 def test_planted_labels_are_found_and_named():
