@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from metricid.losses import LOSSES, ContrastiveLoss, MarginLoss, Objective, TripletLoss
 from metricid.losses.checks import OptionError
 from metricid.losses.functional import npair_loss, triplet_loss
+from metricid.losses.matrices import Pairs
+from metricid.losses.mined import choose, keep
 from metricid.losses.pairwise import PairwiseLoss
 from metricid.losses.remembered import RememberedLoss
 from metricid.mining import MINERS, Beside, Miner, build_miner, pair_masks, pair_weights
@@ -398,3 +400,17 @@ def test_the_tally_of_triplets_counts_triplets() -> None:
 def test_what_a_loss_is_made_of_can_be_read() -> None:
     assert "miner=semi_hard(margin=0.1)" in repr(ContrastiveLoss(miner={"name": "semi_hard", "margin": 0.1}))
     assert "miner" not in repr(ContrastiveLoss())
+
+
+@pytest.mark.parametrize("miner", MINERS.names())
+def test_off_the_cpu_mining_reads_no_value_back(miner: str) -> None:
+    """A meta tensor has no values: reading one on the host raises."""
+    x, y = torch.empty(8, 6, device="meta"), torch.empty(5, 6, device="meta")
+    labels, others = (torch.empty(len(t), dtype=torch.int64, device="meta") for t in (x, y))
+    chosen = build_miner(miner)
+    assert chosen is not None
+    for pairs in (Pairs(x, x, labels, labels, own=True), Pairs(x, y, labels, others, own=False)):
+        weights = keep(pairs, chosen).weights
+        assert weights is not None
+        assert weights.shape == (8, len(pairs.y))
+        assert not chosen.in_triplets or len(choose(pairs, chosen, squared=True).valid) == 8
