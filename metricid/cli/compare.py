@@ -247,9 +247,9 @@ def _plan(
 ) -> Plan:
     """The plan asked for, joined with that of the folder."""
     batches = look_at_batches(config)
-    problems = partner_problems(entries, config.data.sampler, batches.partners)
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     plan = Plan(folder, config.plain(), tuple(entries), seeds, _images(options.images, batches))
+    problems = [problem for entry in entries for problem in _batch_problems(plan, entry, batches, config)]
     firsts = [plan.run(entry, seeds[0]) for entry in entries]
     problems += build_problems([run for run in firsts if not run.folder.exists()])
     if problems:
@@ -270,6 +270,22 @@ def _plan(
         print(f"{name}: its trial failed: {reason}; the images are chosen without it", file=sys.stderr)
     steps = max(1, int(min(speeds.values()) * budget // batches.step_images))
     return replace(plan, images=steps * batches.step_images, budget=budget, trial=speeds, left_out=failures)
+
+
+def _batch_problems(plan: Plan, entry: Entry, batches: Batches, config: RunConfig) -> list[str]:
+    """What keeps the batches of an objective from being its own, or like those of the others."""
+    if entry.sampler is None:
+        return partner_problems([entry], config.data.sampler, batches.partners)
+    try:
+        own = look_at_batches(check_recipe(plan.run(entry, plan.seeds[0]).recipe, entry.name))
+    except InputError:
+        return []  # building the run tells
+    if own.step_images != batches.step_images:
+        return [
+            f"{entry.name}: its sampler gives {own.step_images} images to a step, that of the recipe "
+            f"{batches.step_images}; make them equal"
+        ]
+    return partner_problems([entry], entry.sampler, own.partners)
 
 
 def _images(asked: int | None, batches: Batches) -> int:

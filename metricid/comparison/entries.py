@@ -11,7 +11,7 @@ from metricid.errors import InputError
 
 OWN = "recipe"  # the entry that is the recipe's own objective
 _SUM_KEYS = ("weight", "start", "end", "name")  # they say how a term stands among others
-_IN_FILE = {"objective", "balance"}
+_IN_FILE = {"objective", "balance", "sampler"}
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class Entry:
         name: as the leaderboard shows it.
         objective: the list of terms, as in a recipe.
         balance: how factors on the terms are found, as in a recipe.
+        sampler: who composes its batches, as `data.sampler` of a recipe; None for the recipe's own.
     """
 
     name: str
     objective: list[Any]
     balance: dict[str, Any] | None = None
+    sampler: dict[str, Any] | None = None
 
     @property
     def slug(self) -> str:
@@ -35,7 +37,12 @@ class Entry:
 
     def plain(self) -> dict[str, Any]:
         """For the plan file."""
-        return {"name": self.name, "objective": self.objective, "balance": self.balance}
+        return {
+            "name": self.name,
+            "objective": self.objective,
+            "balance": self.balance,
+            "sampler": self.sampler,
+        }
 
 
 def parse_losses(text: str, recipe: Mapping[str, Any]) -> list[Entry]:
@@ -68,7 +75,10 @@ def parse_losses(text: str, recipe: Mapping[str, Any]) -> list[Entry]:
 
 
 def read_objectives(file: Path) -> list[Entry]:
-    """Entries from a YAML file: name -> list of terms, or name -> {objective: [...], balance: {...}}.
+    """Entries from a YAML file.
+
+    It maps names to lists of terms, or to {objective: [...], balance: {...}, sampler: {...}}, the last two if
+    wanted.
 
     Raises:
         InputError: not such a file.
@@ -85,13 +95,19 @@ def read_objectives(file: Path) -> list[Entry]:
         if not str(name).strip():
             raise InputError(f"--objectives: {file}: an objective has no name; give it one")
         if isinstance(value, dict) and set(value) <= _IN_FILE and "objective" in value:
-            entries.append(Entry(str(name), value["objective"], value.get("balance")))
+            entry = Entry(str(name), value["objective"], value.get("balance"), value.get("sampler"))
+            if entry.sampler is not None and not isinstance(entry.sampler, dict):
+                raise InputError(
+                    f"--objectives: {file}: {name}: sampler: expected a mapping such as "
+                    "{name: pk, identities: 16, images: 4}"
+                )
+            entries.append(entry)
         elif isinstance(value, list):
             entries.append(Entry(str(name), value))
         else:
             raise InputError(
                 f"{file}: {name}: expected a list of terms such as [{{loss: softmax}}], "
-                "or {objective: [...], balance: {...}}"
+                "or {objective: [...], balance: {...}, sampler: {...}}"
             )
     return entries
 
@@ -104,7 +120,7 @@ def check_entries(entries: Sequence[Entry]) -> None:
     """
     problems, names, slugs, seen = [], set(), dict[str, str](), dict[str, str]()
     for entry in entries:
-        terms = repr((entry.objective, entry.balance))
+        terms = repr((entry.objective, entry.balance, entry.sampler))
         if entry.name in names:
             problems.append(f"{entry.name}: named twice; give each objective once")
         elif terms in seen:

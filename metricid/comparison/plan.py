@@ -77,6 +77,8 @@ class Plan:
         recipe |= {"name": name, "seed": seed, "runs": str(self.folder)}
         recipe |= {"objective": copy.deepcopy(entry.objective), "balance": copy.deepcopy(entry.balance)}
         recipe["train"] |= {"epochs": None, "images": self.images}
+        if entry.sampler is not None:
+            recipe["data"]["sampler"] = copy.deepcopy(entry.sampler)
         return PlannedRun(entry.name, seed, self.folder / name, recipe)
 
     def write(self) -> None:
@@ -110,7 +112,9 @@ def read_plan(folder: Path) -> Plan | None:
         return Plan(
             folder,
             dict(values["recipe"]),
-            tuple(Entry(e["name"], e["objective"], e["balance"]) for e in values["entries"]),
+            tuple(
+                Entry(e["name"], e["objective"], e["balance"], e.get("sampler")) for e in values["entries"]
+            ),
             tuple(int(seed) for seed in values["seeds"]),
             int(values["images"]),
             values["budget_seconds"],
@@ -137,7 +141,10 @@ def join_plans(old: Plan, new: Plan) -> Plan:
     known = {entry.name: entry for entry in old.entries}
     for entry in new.entries:
         if entry.name in known and known[entry.name] != entry:
-            changed.append(f"{entry.name}: {known[entry.name].objective} -> {entry.objective}")
+            was, now = known[entry.name].plain(), entry.plain()
+            changed += [
+                f"{entry.name}: {key}: {was[key]} -> {now[key]}" for key in was if was[key] != now[key]
+            ]
     missing = [name for name in known if name not in {entry.name for entry in new.entries}]
     if missing:
         changed.append(f"objectives: {', '.join(missing)} would be left out")

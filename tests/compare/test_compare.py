@@ -79,6 +79,27 @@ def test_mistakes(file, tmp_path, capsys, words, told):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [
+        ("{name: pk, identities: 3, images: 2}", "mine: its sampler gives 6 images to a step, that of the"),
+        ("{name: pkk}", "data.sampler: unknown sampler 'pkk'; did you mean 'pk'?"),
+        ("{name: pk, identities: 8, images: 1}", "mine: triplet compares images of one identity"),
+        ("7", "mine: sampler: expected a mapping"),
+        (
+            "{name: hard_identity, vectors: centers, identities: 4, images: 2}",
+            "mine: data.sampler.vectors: centers needs a term",
+        ),
+    ],
+)
+def test_mistakes_in_a_sampler_of_its_own(file, tmp_path, capsys, sampler, told):
+    objectives = tmp_path / "mine.yaml"
+    objectives.write_text(f"mine: {{objective: [{{loss: triplet}}], sampler: {sampler}}}")
+    assert main(["compare", file, "--losses", "softmax", "--objectives", str(objectives)]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_plan_is_listed_without_a_trace(file, tmp_path, capsys):
     assert main(["compare", file, "--losses", "softmax,recipe", "--seeds", "2", "--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)

@@ -28,6 +28,18 @@ def test_runs_differ_in_objective_and_seed_alone(plan):
         assert same == plan.recipe
 
 
+def test_an_objective_with_a_sampler_of_its_own(plan):
+    own = {"name": "hard_identity", "identities": 4, "images": 2}
+    plan = replace(plan, entries=(*plan.entries, Entry("mined", [{"loss": "triplet"}], sampler=own)))
+    samplers = [run.recipe["data"]["sampler"] for run in plan.runs()[:4]]
+    assert samplers == [plan.recipe["data"]["sampler"]] * 3 + [own]
+    plan.write()
+    assert read_plan(plan.folder) == plan
+    other = replace(plan.entries[-1], sampler=own | {"share": 0.25})
+    with pytest.raises(InputError, match="mined: sampler: .*'images': 2} -> .*'share': 0.25}"):
+        join_plans(plan, replace(plan, entries=(*plan.entries[:-1], other)))
+
+
 def test_a_plan_is_read_as_it_was_written(plan):
     timed = replace(plan, budget=60.0, trial={"softmax": 81.5}, left_out={"supcon": "too large"})
     timed.write()
