@@ -1,7 +1,7 @@
-"""Miners of open-metric-learning, written anew from their definitions: all triplets, or some, as Python lists.
+"""Miners of open-metric-learning, written anew from their definitions, with triplets in lists.
 
-What `mining.py` measures beside ours; that toolkit needs versions of its own of half of what this one needs,
-so it is not installed. Each gives the loss of the triplets: mean of [d(a, p) - d(a, n) + margin]+.
+What `mining.py` measures beside ours, so that this toolkit need not be installed. Each gives the loss of the
+triplets: mean of [d(a, p) - d(a, n) + margin]+.
 """
 
 from collections.abc import Callable, Iterator
