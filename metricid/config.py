@@ -70,6 +70,7 @@ class DataConfig(Section):
     manifest: Text | None = Field(None, description="CSV or Parquet table, for train: manifest")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the layout")
     size: tuple[Count, Count] = Field((112, 112), description="height and width in pixels")
+    align: bool = Field(False, description="warp faces to the template by the landmarks of the table")
     split: SplitConfig | None = None
     augment: dict[str, Any] = Field(default_factory=lambda: {"preset": "plain"})
     sampler: dict[str, Any] = Field(default_factory=lambda: {"name": "shuffle", "batch_size": 64})

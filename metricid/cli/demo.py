@@ -128,10 +128,11 @@ def _studio(options: argparse.Namespace) -> Studio:
         )
     except ValueError as error:
         raise InputError(f"{options.run}: {error}") from error
-    reader = PhotoReader(told.model, flip=flip, max_pixels=config.data.max_pixels)
     gallery: Gallery = images
+    aligned = config.data.align
     if options.index is not None:
-        gallery = _index(options, told.model, flip)
+        gallery, aligned = _index(options, told.model, flip)
+    reader = PhotoReader(told.model, flip=flip, max_pixels=config.data.max_pixels, aligned=aligned)
     return Studio(told.model.name, reader, images, gallery, rates, search)
 
 
@@ -165,8 +166,8 @@ def _open(options: argparse.Namespace) -> _Run:
     return _Run(config, model, splits.source, embedded)
 
 
-def _index(options: argparse.Namespace, model: CheckpointModel, flip: bool) -> StoredImages:
-    """The index, if it is of this model."""
+def _index(options: argparse.Namespace, model: CheckpointModel, flip: bool) -> tuple[StoredImages, bool]:
+    """The index, if it is of this model, and whether its faces are aligned."""
     index = SearchIndex(options.index)
     if not len(index):
         raise InputError(f"{options.index}: has no rows to search; add some first")
@@ -174,7 +175,7 @@ def _index(options: argparse.Namespace, model: CheckpointModel, flip: bool) -> S
     check_same_model(index.card, ours, str(options.index), str(options.run))
     root = options.index_root
     source = None if root is None else open_source(expand(root, "--index-root"))
-    return StoredImages(index, options.index.name, source)
+    return StoredImages(index, options.index.name, source), index.card.get("aligned") is True
 
 
 def _open_browser(address: str) -> None:

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from metricid._version import __version__
 from metricid.cli.model import ONNX_SUFFIX, add_onnx_option, onnx_options, open_model
-from metricid.cli.photos import check_layout, open_photos
+from metricid.cli.photos import align_photos, check_layout, open_photos
 from metricid.cli.subject import own_recipe, run_splits
 from metricid.config import RunConfig
+from metricid.data.aligned import AlignedSource
 from metricid.data.decode import MAX_PIXELS
 from metricid.data.embedding_file import check_target, file_suffix, sidecars, write_embeddings
 from metricid.data.embedding_parts import PartFolder, stamp_images
@@ -24,7 +25,7 @@ from metricid.data.float16 import float16_error
 from metricid.data.manifest import Manifest
 from metricid.data.sources import ImageSource
 from metricid.errors import InputError
-from metricid.models.inference import InferenceModel
+from metricid.models.inference import CheckpointModel, InferenceModel
 from metricid.training.distributed import World, barrier, gather_objects, pick_device, start_world, stop_world
 from metricid.training.embed_parts import Speed, embed_parts
 
@@ -51,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--option", action="append", default=[], metavar="NAME=VALUE", help="of the layout, such as seed=1"
     )
     parser.add_argument("--split", help="only the rows whose split column has this value")
+    parser.add_argument("--align", action="store_true", help="align faces by the landmarks of the table")
+    parser.add_argument("--aligned", action="store_true", help="the images are aligned already")
     parser.add_argument("--flip", action="store_true", help="add the embedding of the mirrored image")
     parser.add_argument("--normalise", action="store_true", help="scale every embedding to length 1")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="how it is stored")
@@ -109,6 +112,8 @@ def _check_words(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')}: must be at least {least}, got {value}")
+    if options.align and options.aligned:
+        raise InputError("--align: is for images that are not aligned; leave out one of --align, --aligned")
     onnx_options(options.onnx)
     pick_device(options.device)
     if options.layout is not None:
@@ -153,6 +158,13 @@ def _embed(options: argparse.Namespace, world: World) -> dict[str, Any] | None:
             size=model.preprocessing.size,
             say=_say if world.is_main else _silent,
         )
+        source = align_photos(
+            source,
+            table,
+            model.preprocessing.size,
+            align=options.align,
+            by_recipe=isinstance(model, CheckpointModel) and model.aligns and not options.aligned,
+        )
     else:
         source, table = _own_images(options, config)
     batch = min(options.batch_size, options.part_images)
@@ -161,11 +173,11 @@ def _embed(options: argparse.Namespace, world: World) -> dict[str, Any] | None:
         _make_parts(options, world, model, source, table, parts, batch)
         return None
     with parts.locked():
-        afresh = parts.bind(_binding(options, model, parts, batch), afresh=options.overwrite)
+        afresh = parts.bind(_binding(options, model, source, parts, batch), afresh=options.overwrite)
         if afresh:
             _say(f"{parts.folder}: parts of another run removed")
         done, speed = _make_parts(options, world, model, source, table, parts, batch)
-        outcome = _join(options, model, table, parts)
+        outcome = _join(options, model, source, table, parts)
         parts.remove()
     images = sum(part.images for part in speed)
     seconds = max(part.seconds for part in speed)
@@ -180,8 +192,9 @@ def _embed(options: argparse.Namespace, world: World) -> dict[str, Any] | None:
 
 def _own_images(options: argparse.Namespace, config: RunConfig) -> tuple[ImageSource, Manifest]:
     """The run's test images."""
+    align = (config.data.align or options.align) and not options.aligned
     splits = run_splits(
-        config,
+        config.model_copy(update={"data": config.data.model_copy(update={"align": align})}),
         root=options.root,
         manifest=options.manifest,
         max_pixels=options.max_pixels,
@@ -199,7 +212,7 @@ def _own_images(options: argparse.Namespace, config: RunConfig) -> tuple[ImageSo
 
 
 def _binding(
-    options: argparse.Namespace, model: InferenceModel, parts: PartFolder, batch: int
+    options: argparse.Namespace, model: InferenceModel, source: ImageSource, parts: PartFolder, batch: int
 ) -> dict[str, Any]:
     """All that a vector depends on besides its image."""
     return {
@@ -208,6 +221,7 @@ def _binding(
         "flip": options.flip,
         "batch size": batch,
         "part images": parts.part_images,
+        **({"aligned": "by landmarks"} if isinstance(source, AlignedSource) else {}),
     }
 
 
@@ -270,7 +284,11 @@ def _todo(options: argparse.Namespace, source: ImageSource, table: Manifest, par
 
 
 def _join(
-    options: argparse.Namespace, model: InferenceModel, table: Manifest, parts: PartFolder
+    options: argparse.Namespace,
+    model: InferenceModel,
+    source: ImageSource,
+    table: Manifest,
+    parts: PartFolder,
 ) -> dict[str, Any]:
     """Writes the file from all parts, one after the other."""
     kept = np.concatenate([parts.read(part)[0] for part in range(len(parts))])
@@ -290,6 +308,7 @@ def _join(
         "normalised": options.normalise,
         "flip": options.flip,
         "how": "flip-sum" if options.flip else "no flip",
+        "aligned": options.aligned or isinstance(source, AlignedSource),
         "dtype": options.dtype,
         "float16_error": error,
         "license": options.license,
@@ -312,7 +331,8 @@ def _join(
 
 def _outcome(card: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: card[name] for name in ("images", "skipped", "dtype", "normalised", "flip", "float16_error")
+        name: card[name]
+        for name in ("images", "skipped", "dtype", "normalised", "flip", "aligned", "float16_error")
     }
 
 
@@ -338,6 +358,7 @@ def _blocks(parts: PartFolder, table: Manifest, normalise: bool) -> Iterator[np.
 
 def _text(outcome: dict[str, Any]) -> str:
     form = f"{outcome['dtype']}, {'length 1' if outcome['normalised'] else 'not normalised'}"
+    form += ", of aligned faces" if outcome["aligned"] else ""
     lines = [f"{outcome['file']}: {outcome['images']} embeddings of {outcome['dimension']} values ({form})"]
     error = outcome["float16_error"]
     if error is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from metricid.cli.model import add_onnx_option
+from metricid.cli.photos import align_photos
 from metricid.cli.subject import Subject, open_subject, pick_tasks, warn
 from metricid.config import (
     MAX_WORKERS,
@@ -64,6 +65,7 @@ FOR_IMAGES = (
     "onnx",
     "recipe",
     "tasks",
+    "aligned",
 )
 FOR_LAYOUT = ("option", "split", "pairs")
 
@@ -94,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--distractors", help="comma-separated identities that never match (Market-1501: 0)")
     parser.add_argument("--pairs", help="pairs file of protocol lfw, inside the data (default: pairs.txt)")
     parser.add_argument("--protocol", help="comma-separated: " + ", ".join(PROTOCOLS))
+    parser.add_argument("--aligned", action="store_true", default=None, help="the images are aligned already")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="add the mirrored image")
     parser.add_argument("--tasks", action=argparse.BooleanOptionalAction, help="the tasks of the recipe, too")
     parser.add_argument("--variant", help="text that names the data beside each number")
@@ -192,6 +195,8 @@ def _check_data(options: argparse.Namespace, subject: Subject) -> None:
     for name in FOR_LAYOUT:
         if options.layout is None and getattr(options, name):
             raise InputError(f"--{name}: is for other data than the run's own; give --layout and --root")
+    if options.aligned and not subject.data.align and options.save_embeddings is None:
+        raise InputError(f"--aligned: {options.subject} aligns no images (data.align); leave it out")
     layout = options.layout or subject.data.train
     if layout in SYNTHETIC and options.root is not None:
         raise InputError(f"--root: layout {layout} generates its images and takes none")
@@ -208,7 +213,12 @@ def _evaluate(options: argparse.Namespace, world: World) -> Outcome:
         return _evaluate_stored(options, path)
     subject = open_subject(options, path, world)
     _check_data(options, subject)
-    data = _changed(subject.data, workers=options.workers, on_corrupt=options.on_corrupt)
+    data = _changed(
+        subject.data,
+        workers=options.workers,
+        on_corrupt=options.on_corrupt,
+        align=False if options.aligned else None,
+    )
     if options.layout is None:
         data = _changed(data, root=options.root, manifest=options.manifest)
         settings = _settings(options, subject.settings or EvaluationConfig())
@@ -219,6 +229,7 @@ def _evaluate(options: argparse.Namespace, world: World) -> Outcome:
         settings = _settings(options, EvaluationConfig(**_defaults(options.layout, table)))
         table = query_gallery(table, settings.distractors) if options.query_gallery else table
         pairs = _pairs(options, source, table) if "lfw" in settings.protocols else None
+        source = align_photos(source, table, subject.size, align=False, by_recipe=data.align)
     check_columns(settings.protocols, table)
     fingerprint = subject.fingerprint
     _check_calibration(options, settings.protocols, fingerprint)
@@ -231,7 +242,9 @@ def _evaluate(options: argparse.Namespace, world: World) -> Outcome:
     if subject.embedder is not None:
         size = subject.embedder.config.preprocessing.size
         results += tasks.results(embedded.table, source, size, world, subject.name)
-    stored = None if options.save_embeddings is None else _to_store(embedded, subject, how)
+    stored = None
+    if options.save_embeddings is not None:
+        stored = _to_store(embedded, subject, how, bool(options.aligned) or data.align)
     return Outcome(results, fingerprint, settings.flip, stored)
 
 
@@ -398,8 +411,8 @@ def _say_calibration(file: Path, card: Calibration) -> None:
         warn(f"{file}: fewer than 30 false accepts stand behind FAR {rates}; calibrate on more images")
 
 
-def _to_store(embedded: Embedded, subject: Subject, how: str) -> EmbeddingSet:
-    card: dict[str, Any] = {"subject": subject.name, "normalised": False, "how": how}
+def _to_store(embedded: Embedded, subject: Subject, how: str, aligned: bool) -> EmbeddingSet:
+    card: dict[str, Any] = {"subject": subject.name, "normalised": False, "how": how, "aligned": aligned}
     if subject.embedder is not None:
         card["embedder"] = embedder_to_dict(subject.embedder.config)
     return EmbeddingSet(embedded.vectors, embedded.table, card)

@@ -88,6 +88,7 @@ def _open_checkpoint(path: Path, device: torch.device, precision: str) -> Checkp
         device=device,
         autocast=arithmetic.autocast,
         precision=arithmetic.name,
+        aligns=bool(state["config"].get("data", {}).get("align")),  # runs of before this option lack it
     )
 
 

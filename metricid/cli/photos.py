@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from metricid.config import expand
+from metricid.data.aligned import AlignedSource
 from metricid.data.decode import MAX_PIXELS
 from metricid.data.factory import SYNTHETIC, layout_names, layout_options, open_layout
 from metricid.data.layouts.listing import image_paths
@@ -73,6 +74,29 @@ def open_photos(
     if not len(table):
         raise InputError(f"{table.name}: has no images")
     return source, table
+
+
+def align_photos(
+    source: ImageSource, table: Manifest, size: tuple[int, int], *, align: bool, by_recipe: bool
+) -> ImageSource:
+    """The images as a model takes them: aligned by the landmarks of their table where it is asked for.
+
+    Args:
+        source, table: from `open_photos` or a layout.
+        size: (height, width) that the model takes.
+        align: the command line asks for it.
+        by_recipe: the model's recipe does, and `--aligned` does not say that it is done already.
+
+    Raises:
+        InputError: no landmarks, some that place no face, or a size without a template.
+    """
+    if align:
+        return AlignedSource(source, table, size, "--align")
+    if by_recipe:
+        return AlignedSource(
+            source, table, size, "data.align of the run", "--aligned where the images are aligned already"
+        )
+    return source
 
 
 def check_layout(layout: str) -> None:

@@ -13,7 +13,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from metricid._version import __version__
+from metricid.cli import search_align
 from metricid.cli.model import add_onnx_option
+from metricid.cli.search_align import Alignment
 from metricid.cli.search_grid import draw_grid
 from metricid.cli.search_place import check_words, open_embeddings, open_place, open_server, say, shown
 from metricid.cli.search_queries import (
@@ -77,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     query.add_argument("--far", type=float, help="false accept rate of the threshold (default: 0.001)")
     query.add_argument("--grid", type=Path, metavar="FILE", help="draw what was found (.png); needs --root")
     query.add_argument("--root", help="folder or tar file of the images of the index")
+    search_align.add_arguments(query)
     _add_model(query, "the model of the index, for images")
 
     add = action("add", "add rows: an embedding file, or images through the model")
@@ -85,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--identity", help="whom single images show")
     add.add_argument("--root", help="where the images of a table are")
     add.add_argument("--replace", action="store_true", help="rows that are there already are replaced")
+    search_align.add_arguments(add)
     _add_model(add, "the model of the index, for images")
 
     remove = action("remove", "forget an identity or single rows: no trace of them stays in the files")
@@ -211,6 +215,7 @@ def _about(options: argparse.Namespace, reader: EmbeddingReader) -> dict[str, An
     about = {
         "model": card.get("model"),
         "flip": card.get("flip"),
+        "aligned": card.get("aligned"),
         "dimension": reader.dimension,
         "license": card.get("license"),
         "source": reader.path.name,
@@ -253,12 +258,14 @@ def _query(options: argparse.Namespace) -> Outcome:
     where = Filter.parse(options.where) if options.where else None
     store = open_place(place)
     try:
+        alignment = Alignment.of(store.card, options, shown(place), images=bool(images))
         verdicts = _verdicts(options, store, place)
         k = min(MOST_HITS, store.stats()["rows"]) if options.k is None else options.k
         answers: list[Answer] = []
         if images:
+            faces = alignment.queries(images)
             model = model_for(store.card, options, place)
-            answers += answer_images(store, model, images, k, where)
+            answers += answer_images(store, model, faces, k, where)
         answers += answer_rows(store, options.row, k, where)
         if options.embeddings is not None:
             answers += answer_embeddings(store, options.embeddings, k, where, place)
@@ -292,7 +299,9 @@ def _add(options: argparse.Namespace) -> Outcome:
         raise InputError("add: give an embedding file, a folder, a tar file, a table or images to add")
     store = open_place(place)
     try:
-        if len(data) == 1 and is_embedding_file(data[0]):
+        stored = len(data) == 1 and is_embedding_file(data[0])
+        alignment = Alignment.of(store.card, options, shown(place), images=not stored)
+        if stored:
             if options.identity is not None:
                 raise InputError("--identity: is for single images; an embedding file names its own")
             reader = open_embeddings(data[0])
@@ -305,7 +314,16 @@ def _add(options: argparse.Namespace) -> Outcome:
         else:
             model = model_for(store.card, options, place)
             flip = bool(store.card.get("flip"))
-            blocks = [embed_photos(model, data, identity=options.identity, root=options.root, flip=flip)]
+            blocks = [
+                embed_photos(
+                    model,
+                    data,
+                    identity=options.identity,
+                    root=options.root,
+                    flip=flip,
+                    alignment=alignment,
+                )
+            ]
         rows = pa.concat_tables([rows for _, rows in blocks])
         vectors = np.concatenate([vectors for vectors, _ in blocks])
         count = store.add(rows[KEY].to_pylist(), vectors, rows, replace=options.replace)
@@ -392,7 +410,10 @@ def _stats_text(place: str, stats: Mapping[str, Any]) -> str:
     recall, model = stats.get("recall"), stats.get("model")
     name = model.get("name") if isinstance(model, Mapping) else model
     lines = [f"{place}: {stats['rows']} rows of {stats['dimension']} values, kind {stats['kind']}"]
-    lines.append(f"model: {name or 'unknown'}{', with the mirrored image' if stats.get('flip') else ''}")
+    how = (", with the mirrored image" if stats.get("flip") else "") + (
+        ", of aligned faces" if stats.get("aligned") is True else ""
+    )
+    lines.append(f"model: {name or 'unknown'}{how}")
     for part in ("disk", "memory"):
         size = stats.get(f"{part}_bytes")
         lines.append(f"{part}: {'unknown' if size is None else f'{size / 1e6:.1f} MB'}")

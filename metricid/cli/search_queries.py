@@ -15,7 +15,9 @@ import torch
 
 from metricid.cli.model import onnx_options, open_model
 from metricid.cli.photos import open_photos
+from metricid.cli.search_align import Alignment, Face
 from metricid.cli.search_place import check_text, open_embeddings, say, shown
+from metricid.data.align import warp_face
 from metricid.data.decode import decode_image
 from metricid.data.embedding_file import COLUMN
 from metricid.data.factory import pick_workers
@@ -182,14 +184,14 @@ def model_for(card: Mapping[str, Any], options: argparse.Namespace, name: str) -
 
 
 def answer_images(
-    store: Store, model: InferenceModel, files: Sequence[str], k: int, where: Filter | None
+    store: Store, model: InferenceModel, faces: Sequence[Face], k: int, where: Filter | None
 ) -> list[Answer]:
-    """Searches for the people on some image files."""
-    pictures = [read_image(file, model.preprocessing.size) for file in files]
+    """Searches for the people on some image files, as `Alignment.queries` gives them."""
+    pictures = [read_image(*face, model.preprocessing.size) for face in faces]
     hits = store.query(embed_pictures(model, pictures, bool(store.card.get("flip"))), k, where)
     return [
         Answer(file, hits.of(i), picture)
-        for i, (file, picture) in enumerate(zip(files, pictures, strict=True))
+        for i, ((file, _), picture) in enumerate(zip(faces, pictures, strict=True))
     ]
 
 
@@ -240,20 +242,27 @@ def answer_embeddings(store: Store, file: str, k: int, where: Filter | None, nam
     return answers
 
 
-def read_image(file: str, size: tuple[int, int]) -> np.ndarray:
+def read_image(file: str, landmarks: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
     """An image to search for, [H, W, 3] uint8; standard error tells what lowers its scores.
 
     Args:
+        file: its path.
+        landmarks: [5, 2] that it is aligned by, to `size`; None leaves it as it is.
         size: (height, width) that the model takes.
 
     Raises:
-        InputError: no image, or one on which nobody can be seen.
+        InputError: no image, landmarks that place no face, or one on which nobody can be seen.
     """
     try:
         content = Path(file).read_bytes()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of an image") from None
     image = decode_image(content, file)
+    if landmarks is not None:
+        try:
+            image = warp_face(image, landmarks, size)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
     check_photo(image, size, file)
     if note := photo_note(image, size):
         say(f"{file}: {note}")
@@ -272,7 +281,13 @@ def embed_pictures(model: InferenceModel, pictures: Sequence[np.ndarray], flip: 
 
 
 def embed_photos(
-    model: InferenceModel, data: Sequence[str], *, identity: str | None, root: str | None, flip: bool
+    model: InferenceModel,
+    data: Sequence[str],
+    *,
+    identity: str | None,
+    root: str | None,
+    flip: bool,
+    alignment: Alignment,
 ) -> tuple[Vectors, pa.Table]:
     """Vectors and rows of new images.
 
@@ -282,11 +297,12 @@ def embed_photos(
         identity: whom image files show; each is an identity of its own if None.
         root: where the images of a table are.
         flip: as in the index.
+        alignment: as in the index.
     """
     if all(Path(file).suffix.lower() in IMAGES for file in data):
         for file in data:
             check_text("add", file)
-        pictures = [read_image(file, model.preprocessing.size) for file in data]
+        pictures = [read_image(*face, model.preprocessing.size) for face in alignment.queries(data)]
         rows = {KEY: list(data), IDENTITY: [identity or file for file in data]}
         return embed_pictures(model, pictures, flip), pa.table(rows)
     if len(data) > 1:
@@ -294,6 +310,7 @@ def embed_photos(
     if identity is not None:
         raise InputError("--identity: is for single images; a folder or table names its own identities")
     source, table = open_photos(data[0], root=root)
+    source = alignment.source(source, table, data[0], model.preprocessing.size)
     batches = iterate_images(
         source,
         table.paths,

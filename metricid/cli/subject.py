@@ -41,6 +41,13 @@ class Subject:
     tasks: TaskHeads | None = None
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images that it takes."""
+        if self.model is not None:
+            return self.model.preprocessing.size
+        return self.data.size if self.embedder is None else self.embedder.config.preprocessing.size
+
+    @property
     def fingerprint(self) -> str | None:
         """That of the model."""
         if self.model is not None:

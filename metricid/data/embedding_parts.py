@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metricid.data.aligned import AlignedSource
 from metricid.data.embedding_file import sidecars
 from metricid.data.manifest import Manifest
 from metricid.data.sources import FolderSource, ImageSource, TarSource
@@ -197,12 +198,17 @@ class PartFolder:
 def stamp_images(source: ImageSource, table: Manifest, rows: Sequence[int]) -> str:
     """SHA-256 (hex) of the paths of some rows, and of size and time of the files behind them.
 
-    For an archive these are the archive's own; the paths of generated images say all about them.
+    For an archive these are the archive's own; the paths of generated images say all about them. Where faces
+    are aligned, their landmarks belong to it.
 
     Raises:
         InputError: a file is missing.
     """
     digest = hashlib.sha256()
+    if isinstance(source, AlignedSource):
+        for row in rows:
+            digest.update(source.landmarks_of(table.path_at(row)).astype("<f4").tobytes())
+        source = source.photos
     if isinstance(source, TarSource):
         digest.update(_stamp(Path(source.name)))
     folder = source.name if isinstance(source, FolderSource) else None

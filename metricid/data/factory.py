@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from metricid.config import DataConfig, Problem, SplitConfig, expand
+from metricid.data.align import size_problem
+from metricid.data.aligned import AlignedSource
 from metricid.data.layouts import LAYOUTS, market1501
 from metricid.data.manifest import Manifest, check_files
 from metricid.data.samplers import SAMPLERS
@@ -26,6 +28,7 @@ SYNTHETIC: dict[str, Callable[..., Any]] = {
 }
 MAX_COUNT = 100_000
 _COUNTS = ("batch_size", "identities", "images")  # of a sampler; its other options have ranges of their own
+_ALIGNED_ALREADY = "data.align=false (embed and evaluate: --aligned) where the images are aligned already"
 EVALUATION_SPLITS = ("query", "gallery", "test")
 DISTRACTORS = {"market1501": (market1501.DISTRACTOR,)}
 
@@ -117,6 +120,8 @@ def build_splits(config: DataConfig, *, make_queries: bool) -> Splits:
         options=options,
         max_pixels=config.max_pixels,
     )
+    if config.align:
+        source = AlignedSource(source, table, config.size, "data.align", _ALIGNED_ALREADY)
     distractors = DISTRACTORS.get(config.train, ())
     train, test = split_table(table, config.split, distractors)
     validation = None
@@ -259,6 +264,10 @@ def data_problems(values: Mapping[str, Any]) -> list[Problem]:
             problems.append(
                 ("data.manifest", f"is for train: manifest, this is {layout}; set data.manifest=null")
             )
+    size = data.get("size", (112, 112))
+    whole = isinstance(size, (list, tuple)) and len(size) == 2 and all(type(side) is int for side in size)
+    if data.get("align") is True and whole and (problem := size_problem((size[0], size[1]))):
+        problems.append(("data.size", f"{problem}; choose such a size, or set data.align=false"))
     sampler = data.get("sampler", {"name": "shuffle", "batch_size": 64})
     if isinstance(sampler, Mapping):
         given = ("labels", "seed", "rank", "world_size")

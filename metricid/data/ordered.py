@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from metricid.data.aligned import AlignedSource
 from metricid.data.dataset import Chunk, ImageFunction, OnCorrupt, batch_memory
 from metricid.data.decode import ImageError
 from metricid.data.loader import chunks, worker_loader
@@ -82,7 +83,8 @@ def _read_together(
                 left_out.append(paths[place])
         return images, kept, left_out
 
-    threads = torch.get_num_threads() if isinstance(source, FolderSource | TarSource) else 1
+    files = source.photos if isinstance(source, AlignedSource) else source
+    threads = torch.get_num_threads() if isinstance(files, FolderSource | TarSource) else 1
     with ThreadPoolExecutor(threads, "read") as pool:
         for batch in batches:
             parts = list(pool.map(read, np.array_split(np.array(batch), threads)))

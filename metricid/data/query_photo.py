@@ -53,3 +53,19 @@ def photo_note(image: np.ndarray, size: tuple[int, int]) -> str:
             "cut it as the images of the model are cut, for better scores"
         )
     return ""
+
+
+def alignment_note(image: np.ndarray, size: tuple[int, int]) -> str:
+    """What a reader should know of a photo that is searched among aligned faces; as `photo_note`.
+
+    Args:
+        image: [H, W, 3].
+        size: (height, width) of the aligned faces.
+    """
+    if image.shape[:2] == size:
+        return ""
+    height, width = image.shape[:2]
+    return (
+        f"has {width} x {height} pixels and is searched among faces aligned to {size[1]} x {size[0]}: "
+        "align it in the same way, for better scores"
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from metricid.data.decode import MAX_PIXELS, decode_image
-from metricid.data.query_photo import check_photo, photo_note
+from metricid.data.query_photo import alignment_note, check_photo, photo_note
 from metricid.data.transforms import resize
 from metricid.errors import InputError
 from metricid.models.inference import InferenceModel
@@ -35,10 +35,13 @@ class PhotoReader:
         model: what embeds.
         flip: add the embedding of the mirrored image, as the gallery was made.
         max_pixels: larger images are refused before they are decoded.
+        aligned: the faces of the gallery are aligned; a photo of another size gets a note.
     """
 
-    def __init__(self, model: InferenceModel, *, flip: bool, max_pixels: int = MAX_PIXELS):
-        self._model, self._flip, self._max_pixels = model, flip, max_pixels
+    def __init__(
+        self, model: InferenceModel, *, flip: bool, max_pixels: int = MAX_PIXELS, aligned: bool = False
+    ):
+        self._model, self._flip, self._max_pixels, self._aligned = model, flip, max_pixels, aligned
         self._lock = Lock()
 
     def read(self, data: bytes) -> Photo:
@@ -53,7 +56,7 @@ class PhotoReader:
         image = decode_image(data, "this file", self._max_pixels)
         size = self._model.preprocessing.size
         check_photo(image, size, "this photo")
-        note = photo_note(image, size)
+        note = (self._aligned and alignment_note(image, size)) or photo_note(image, size)
         batch = torch.from_numpy(np.ascontiguousarray(resize(image, size)))[None]
         with self._lock:
             vector = self._model.embed(batch, flip=self._flip).cpu().numpy()[0].astype(np.float64)

@@ -59,6 +59,7 @@ class CheckpointModel:
         device: where it runs.
         autocast: context of the forward pass; None computes in float32.
         precision: name of that arithmetic, for the card.
+        aligns: whether its images were aligned by landmarks in the training.
     """
 
     batch_limit: int | None = None
@@ -71,12 +72,13 @@ class CheckpointModel:
         device: torch.device,
         autocast: Autocast | None = None,
         precision: str = "fp32",
+        aligns: bool = False,
     ):
         self.fingerprint = embedder_fingerprint(embedder)
         self.embedder = embedder.to(device).eval()
         if embedder.channels_last:
             self.embedder.to(memory_format=torch.channels_last)
-        self.name, self.device, self.precision = name, device, precision
+        self.name, self.device, self.precision, self.aligns = name, device, precision, aligns
         self.output_dim = embedder.output_dim
         self.preprocessing = embedder.config.preprocessing
         self._autocast: Autocast = autocast or nullcontext

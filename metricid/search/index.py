@@ -278,6 +278,7 @@ class SearchIndex:
             "dimension": self.dimension,
             "model": self.card.get("model"),
             "flip": self.card.get("flip"),
+            "aligned": self.card.get("aligned"),
             "disk_bytes": files.disk_bytes(self.folder),
             "vector_bytes": told["vectors"]["bytes"],
             "memory_bytes": self._rows.nbytes + (0 if self._mapped else told["vectors"]["bytes"]),

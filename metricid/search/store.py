@@ -319,11 +319,13 @@ def check_k(k: int, rows: int) -> None:
 def check_same_model(card: Mapping[str, Any], other: Mapping[str, Any], name: str, other_name: str) -> None:
     """Refuses vectors of another model than the one a store was built with.
 
-    Compared are the model's fingerprint, its width, its preprocessing, and whether the mirrored image was
-    added. A card without `model` (vectors of another program) goes only with its like.
+    Compared are the model's fingerprint, its width, its preprocessing, whether the mirrored image was added,
+    and whether faces were aligned, where both cards say it. A card without `model` (vectors of another
+    program) goes only with its like.
 
     Args:
-        card: of the store, with `flip` and `model`: as `InferenceModel.describe()` gives it, a text, or None.
+        card: of the store, with `flip`, `aligned` and `model`: as `InferenceModel.describe()` gives it, a
+            text, or None.
         other: of the vectors or the model to be used with it; the same keys.
         name, other_name: how messages call the two.
 
@@ -333,6 +335,8 @@ def check_same_model(card: Mapping[str, Any], other: Mapping[str, Any], name: st
     ours, theirs = _facts(card), _facts(other)
     for fact in ours | theirs:
         here, there = ours.get(fact, _NOTHING), theirs.get(fact, _NOTHING)
+        if fact == "aligned" and None in (here[0], there[0]):
+            continue  # a card of before faces could be aligned says nothing
         if here[0] != there[0]:
             remedy = "use the model of the index, or build a new index"
             if fact == "flip":
@@ -340,6 +344,10 @@ def check_same_model(card: Mapping[str, Any], other: Mapping[str, Any], name: st
                 remedy = (
                     f"the model is the same: run metricid embed again {index} --flip, or build a new index "
                     f"from embeddings made {other_way} --flip"
+                )
+            if fact == "aligned":
+                remedy = "faces are aligned on both sides or on neither: embed again " + (
+                    "with --align, or --aligned where they are" if here[0] else "without --align or --aligned"
                 )
             raise InputError(
                 f"{other_name} does not fit {name}: {fact} is {there[1]} there, {here[1]} in the index; "
@@ -358,6 +366,7 @@ def _facts(card: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         "preprocessing": _fact(model.get("preprocessing")),
         "model": (fingerprint, f"{model.get('name')} (fingerprint {str(fingerprint)[:12]})"),
         "flip": _fact(bool(card.get("flip"))),
+        "aligned": _fact(card.get("aligned")),
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from metricid.config import Problem, RunConfig, parse_recipe
+from metricid.data.aligned import AlignedSource
 from metricid.data.dataset import ImageDataset
 from metricid.data.factory import Splits, build_splits, data_problems, pick_workers
 from metricid.data.loader import Loader
@@ -171,6 +172,10 @@ def _masks(terms: Sequence[Mapping[str, Any]], splits: Splits) -> list[str] | No
     column = next((term["column"] for term in terms if term.get("task") == "mask"), None)
     if column is None:
         return None
+    if isinstance(splits.source, AlignedSource):
+        raise InputError(
+            "data.align: masks are not warped with their faces; align both before, or leave out task mask"
+        )
     for part in (splits.test, splits.train):
         if part is not None:
             paths = column_texts(part, column)
