@@ -8,15 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import (
-    Rows,
-    any_in_row,
-    as_numbers,
-    compare,
-    log_sum_and_shares,
-    mean_over_anchors,
-)
+from metricid.losses.matrices import Rows, compare, mean_over_anchors
 from metricid.losses.mined import MinerChoice, keep, miner_of
+from metricid.losses.shares import any_in_row, as_numbers, log_sum_and_shares
 from metricid.mining.miners import distance_weighted, multi_similarity
 
 ContrastiveForm = Literal["hadsell", "linear"]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Rows, compare, log_sum_and_shares, mean_over_anchors, with_slopes
+from metricid.losses.matrices import Rows, compare, mean_over_anchors
+from metricid.losses.shares import log_sum_and_shares, with_slopes
 
 
 def ranked_list_loss(

@@ -8,16 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import (
-    Pairs,
-    Rows,
-    as_numbers,
-    compare,
-    log_share_of,
-    log_sum_and_shares,
-    mean_over_anchors,
-)
+from metricid.losses.matrices import Pairs, Rows, compare, mean_over_anchors
 from metricid.losses.mined import MinerChoice, keep, miner_of
+from metricid.losses.shares import as_numbers, log_share_of, log_sum_and_shares
 
 SupConForm = Literal["out", "in"]
 NCAForm = Literal["log", "probability"]

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
-from metricid.losses.matrices import Pairs, Rows, as_numbers, compare, mean_over_anchors, with_slopes
+from metricid.losses.matrices import Pairs, Rows, compare, mean_over_anchors
 from metricid.losses.mined import MinerChoice, choose, keep, miner_of, triplets_of
+from metricid.losses.shares import as_numbers, with_slopes
 from metricid.mining.inbatch import Triplets, batch_all
 from metricid.mining.miners import MINERS, BatchHard, TripletSet
 

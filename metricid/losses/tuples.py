@@ -8,16 +8,9 @@ from torch import Tensor
 
 from metricid.losses.checks import no_autocast
 from metricid.losses.distances import row_blocks
-from metricid.losses.matrices import (
-    Pairs,
-    Rows,
-    compare,
-    log_sum_and_shares,
-    log_sum_exp,
-    mean_over_anchors,
-    with_slopes,
-)
+from metricid.losses.matrices import Pairs, Rows, compare, mean_over_anchors
 from metricid.losses.mined import MinerChoice, keep, miner_of
+from metricid.losses.shares import log_sum_and_shares, log_sum_exp, with_slopes
 from metricid.losses.triplets import hardest, hinge, row_distances
 
 
