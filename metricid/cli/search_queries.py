@@ -17,7 +17,7 @@ from metricid.cli.model import onnx_options, open_model
 from metricid.cli.photos import open_photos
 from metricid.cli.search_align import Alignment, Face
 from metricid.cli.search_place import check_text, open_embeddings, say, shown
-from metricid.data.align import warp_face
+from metricid.data.align import mirrored, warp_face
 from metricid.data.decode import decode_image
 from metricid.data.embedding_file import COLUMN
 from metricid.data.factory import pick_workers
@@ -263,6 +263,8 @@ def read_image(file: str, landmarks: np.ndarray | None, size: tuple[int, int]) -
             image = warp_face(image, landmarks, size)
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
+        if mirrored(landmarks[None])[0]:
+            say(f"{file}: its landmarks are mirrored, expect lower scores; the left eye is that on the left")
     check_photo(image, size, file)
     if note := photo_note(image, size):
         say(f"{file}: {note}")

@@ -12,6 +12,7 @@ from metricid.cli.main import main
 from metricid.data.align import template, warp_face
 from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.manifest import LANDMARK_COLUMNS, Manifest
+from metricid.errors import InputError
 from metricid.search import SearchIndex
 
 PEOPLE = ("ann", "bob", "eve", "kim", "lee")
@@ -153,6 +154,10 @@ def test_each_image_has_landmarks_of_its_own_and_tables_bring_theirs(desk):
     desk.refused(*query, photo, "--landmarks", ",".join(["5"] * 10), says=r"1\.png: .*one point \(5, 5\)")
     desk.refused(*query, photo, "--aligned", *marks, says="leave out one of the two")
     desk.refused(*query, "--row", "ann/1.png", "--aligned", says="--aligned: is for images")
+    swapped = marks[1].split(",")
+    swapped = [*swapped[2:4], *swapped[:2], *swapped[4:6], *swapped[8:], *swapped[6:8]]
+    desk.query(photo, "--landmarks", ",".join(swapped))
+    assert "1.png: its landmarks are mirrored" in desk.err
     # Another column than landmarks is no hindrance; the paths are relative to the table.
     table = Manifest.read(desk.table).select([3, 9])
     table.write(desk.photos / "asked.csv")
@@ -267,3 +272,24 @@ def test_another_model_aligns_where_it_is_asked_to(desk):
     assert np.abs(a.embeddings - c.embeddings).max() > 0.01
     words = ["embed", model, desk.photos, "--align", "-o", folder / "d.parquet"]
     desk.refused(*words, says="--align: .* has no landmarks; give a table")
+
+
+def test_masks_are_not_left_behind_by_their_faces(desk):
+    recipe = yaml.safe_load((desk.world / "aligns.yaml").read_text()) | {"name": "masked"}
+    recipe["objective"].append({"task": "mask", "column": "mask"})
+    (desk.folder / "masked.yaml").write_text(yaml.safe_dump(recipe))
+    desk.refused("train", desk.folder / "masked.yaml", says=r"data\.align: masks are not warped")
+
+
+def test_a_killed_embedding_does_not_mix_aligned_with_other_images(desk, monkeypatch):
+    """Parts are bound to how their images were made."""
+    target = desk.folder / "e.parquet"
+    words = ["embed", desk.run, desk.table, "--root", desk.photos, "-o", target, *QUICK]
+    monkeypatch.setattr("metricid.cli.embed._join", lambda *_: (_ for _ in ()).throw(InputError("killed")))
+    desk.refused(*words, says="killed")
+    monkeypatch.undo()
+    desk.refused(*words, "--aligned", says="parts of another run .aligned by landmarks, now None")
+    desk.ok(*words)
+    assert "20 of 20 images are done" in desk.err
+    expected = EmbeddingSet.read(desk.world / "faces.parquet").embeddings
+    np.testing.assert_array_equal(EmbeddingSet.read(target).embeddings, expected)

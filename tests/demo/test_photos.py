@@ -116,3 +116,14 @@ def test_a_photo_without_a_usable_vector_is_refused(vector):
 def test_a_note_tells_why_scores_may_be_low(height, width, note):
     photo = PhotoReader(Fixed([1.0]), flip=False).read(png(noise(height, width)))
     assert note in photo.note and bool(photo.note) == bool(note)
+
+
+def test_a_photo_among_aligned_faces_gets_a_note_unless_it_has_their_size():
+    model = Fixed([3.0, 4.0])
+    note = PhotoReader(model, flip=False, aligned=True).read(png(noise(128, 64))).note
+    assert note == (
+        "The photo has 64 x 128 pixels and is searched among faces aligned to 32 x 64: "
+        "align it in the same way, for better scores."
+    )
+    assert PhotoReader(model, flip=False, aligned=True).read(png(noise(64, 32))).note == ""
+    assert PhotoReader(model, flip=False).read(png(noise(128, 64))).note == ""
