@@ -5,12 +5,14 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from metricid._version import __version__
 from metricid.config import RunConfig, differences
@@ -46,7 +48,12 @@ def read_run_recipe(folder: Path) -> dict[str, Any] | None:
 
 
 def changed_options(old: dict[str, Any], config: RunConfig) -> list[str]:
-    """Options in which a stored recipe differs from this one and that change what is computed."""
+    """Options in which a stored recipe differs from this one and that change what is computed.
+
+    An option that the stored recipe is too old to have had its default.
+    """
+    with suppress(ValidationError):
+        old = RunConfig.model_validate_json(json.dumps(old, default=str)).plain()
     return [d for d in differences(old, config.plain()) if not d.startswith(FREE_OPTIONS)]
 
 

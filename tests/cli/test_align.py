@@ -14,6 +14,8 @@ from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.manifest import LANDMARK_COLUMNS, Manifest
 from metricid.errors import InputError
 from metricid.search import SearchIndex
+from metricid.training.build import check_recipe
+from metricid.training.run_folder import changed_options
 
 PEOPLE = ("ann", "bob", "eve", "kim", "lee")
 SIZE = (112, 112)
@@ -293,3 +295,14 @@ def test_a_killed_embedding_does_not_mix_aligned_with_other_images(desk, monkeyp
     assert "20 of 20 images are done" in desk.err
     expected = EmbeddingSet.read(desk.world / "faces.parquet").embeddings
     np.testing.assert_array_equal(EmbeddingSet.read(target).embeddings, expected)
+
+
+def test_a_run_of_before_goes_on_as_one_that_does_not_align(desk):
+    recipe = yaml.safe_load((desk.world / "aligns.yaml").read_text())
+    recipe["data"]["align"] = False
+    config = check_recipe(recipe, "aligns.yaml")
+    old = config.plain()
+    del old["data"]["align"]
+    assert changed_options(old, config) == []
+    recipe["data"]["align"] = True
+    assert changed_options(old, check_recipe(recipe, "aligns.yaml")) == ["data.align: False -> True"]
