@@ -314,6 +314,7 @@ def test_a_term_that_is_off_moves_only_for_those_that_are_about_it() -> None:
     case = Case(
         {"loss": "softmax", "name": "id", "end": 0.5},
         {"loss": "softmax", "name": "other", "end": 0.5},
+        {"loss": "supcon"},
         {"loss": "regularface", "of": "id"},
         balance={"name": "uncertainty"},
     )
@@ -321,7 +322,7 @@ def test_a_term_that_is_off_moves_only_for_those_that_are_about_it() -> None:
     variances = case.objective.balance.log_variances
     assert idle == {id(case.head("other").weight), id(variances[0]), id(variances[1])}
     out = case.run(0.7)
-    assert list(out.terms) == ["regularface"]
+    assert list(out.terms) == ["supcon", "regularface"]
     out.total.backward()
     assert case.head("id").weight.grad.norm() > 0
     assert not case.head("other").weight.grad.any()
