@@ -38,6 +38,7 @@ def test_the_page_has_every_key_of_a_card(dtype, tmp_path):
     from metricid.data.embedding_parts import PartFolder
     from metricid.data.embedding_set import EmbeddingSet
     from metricid.data.manifest import Manifest
+    from metricid.data.sources import open_source
 
     class Model:
         output_dim = 3
@@ -47,11 +48,19 @@ def test_the_page_has_every_key_of_a_card(dtype, tmp_path):
 
     parts = PartFolder(tmp_path / "e.parquet", 2, 2)
     options = argparse.Namespace(
-        output=parts.target, normalise=False, flip=False, dtype=dtype, license=None, on_corrupt="error"
+        output=parts.target,
+        normalise=False,
+        flip=False,
+        aligned=False,
+        dtype=dtype,
+        license=None,
+        on_corrupt="error",
     )
     with parts.locked():
         parts.write(0, np.arange(2), np.ones((2, 3), np.float32), "")
-        command._join(options, Model(), Manifest.from_columns(["a", "b"], ["a", "b"]), parts)
+        command._join(
+            options, Model(), open_source(tmp_path), Manifest.from_columns(["a", "b"], ["a", "b"]), parts
+        )
     named = {key for cells in rows("The file", "key") for key in re.findall(r"`([^`]+)`", cells[0])}
     card = EmbeddingSet.read(parts.target).card
     assert named == set(card) - {"how", "format"}
