@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# The same examples in every run, so that a failure belongs to a change; others: --hypothesis-profile=explore.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("same")
 # A program that a test starts; and this file, which the search for doctests would take for another conftest.
 collect_ignore = ["search/kill_at_every_step.py", "conftest.py"]
 

@@ -111,7 +111,7 @@ def number_metrics(predicted: ArrayLike, truth: ArrayLike) -> dict[str, float]:
     wrong = guess - real
     metrics = {"MAE": float(np.abs(wrong).mean()), "RMSE": float(np.sqrt(np.square(wrong).mean()))}
     spread = np.square(real - real.mean()).sum()
-    if spread > 0:
+    if np.ptp(real) > 0 and spread > 0:  # rounding gives equal values a spread, and takes it from tiny ones
         metrics["R2"] = float(1 - np.square(wrong).sum() / spread)
     return metrics
 
