@@ -375,6 +375,7 @@ class _Loader(yaml.SafeLoader):
     """YAML as people write it: `1e-3` is a number, `on` a word; truth values are `true` and `false`.
 
     A key that stands twice in one mapping is an error: YAML forbids it, and PyYAML takes the last in silence.
+    So are two that Python takes for one, such as 1 and true.
     """
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
@@ -383,12 +384,20 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        first: dict[str, Any] = {}
+        written: dict[str, Any] = {}
+        meant: dict[Any, Any] = {}
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, key) is not key:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
-                )
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            problem = ""
+            if written.setdefault(key.value, key) is not key:
+                problem = f"the key {key.value!r} occurs twice"
+            elif key.tag.rpartition(":")[2] not in ("merge", "value"):  # `<<` and `=` are no values yet
+                other = meant.setdefault(self.construct_object(key), key)
+                if other is not key:
+                    problem = f"the keys {other.value} and {key.value} are one; put quotes around them"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         return super().construct_mapping(node, deep)
 
 

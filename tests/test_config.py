@@ -232,11 +232,16 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     file = write(tmp_path, "optim: {lr: 0.1}\ntrain: {epochs: 1}\noptim: {momentum: 0.5}\n")
     with pytest.raises(InputError, match="'optim' occurs twice.*line 3"):
         read_recipe(file)
+    with pytest.raises(InputError, match="the keys 1 and true are one"):
+        read_recipe(write(tmp_path, "data: {classes: {1: a, true: b}}\n"))
 
 
 def test_a_value_for_all_terms_may_be_an_anchor(tmp_path):
     text = "a: &base {x: 1, y: 2}\nb: {<<: *base, y: 3}\n"
     assert read_recipe(write(tmp_path, text))["b"] == {"x": 1, "y": 3}
+    text += "c: {<<: *base, z: 4}\nd: &d {<<: *base, y: 5}\ne: {inner: {<<: *d, x: 6}}\n"
+    assert read_recipe(write(tmp_path, text))["e"] == {"inner": {"x": 6, "y": 5}}
+    assert read_recipe(write(tmp_path, "a: {=: 1}\n"))["a"] == {"=": 1}
 
 
 @pytest.mark.parametrize("value", ["[]", "[{loss: softmax}]"])

@@ -90,10 +90,15 @@ def read_objectives(file: Path) -> list[Entry]:
             f"--objectives: {file}: {held}; it maps names to lists of terms, "
             "in lines such as 'mine: [{loss: softmax}]'"
         )
-    entries = []
+    entries, keys = [], dict[str, Any]()
     for name, value in values.items():
         if not str(name).strip():
             raise InputError(f"--objectives: {file}: an objective has no name; give it one")
+        if keys.setdefault(str(name), name) is not name:
+            raise InputError(
+                f"--objectives: {file}: the keys {keys[str(name)]!r} and {name!r} both name an objective "
+                f"{str(name)!r}; give one of them another name"
+            )
         if isinstance(value, dict) and set(value) <= _IN_FILE and "objective" in value:
             entry = Entry(str(name), value["objective"], value.get("balance"), value.get("sampler"))
             if entry.sampler is not None and not isinstance(entry.sampler, dict):

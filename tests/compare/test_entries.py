@@ -94,3 +94,31 @@ def test_a_file_of_objectives(tmp_path):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
             read_objectives(file)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("1", "true", "the keys 1 and true are one; put quotes around them .*line 2"),
+        ("1.0", "1", "the keys 1.0 and 1 are one"),
+        ("~", "null", "the keys ~ and null are one"),
+        ("1", '"1"', "the key '1' occurs twice .*line 2"),
+        ("mine", "mine", "the key 'mine' occurs twice"),
+        ("0x10", '"16"', "--objectives: .*mine.yaml: the keys 16 and '16' both name an objective '16'; give"),
+        ("true", '"True"', "the keys True and 'True' both name an objective 'True'"),
+    ],
+)
+def test_two_keys_of_one_name_are_refused_in_one_line(tmp_path, first, second, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{first}: [{{loss: softmax}}]\n{second}: [{{loss: triplet}}]\n")
+    with pytest.raises(InputError, match=message) as raised:
+        read_objectives(file)
+    assert "\n" not in str(raised.value)
+    file.write_text(f"{first}: [{{loss: softmax}}]\n")
+    assert len(read_objectives(file)) == 1
+
+
+def test_keys_in_quotes_name_different_objectives(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text('"1": [{loss: softmax}]\n"true": [{loss: triplet}]\n')
+    assert [entry.name for entry in read_objectives(file)] == ["1", "true"]
