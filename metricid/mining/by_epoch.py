@@ -1,6 +1,7 @@
 """Values that hold from an epoch on."""
 
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 __all__ = ["ByEpoch"]
 
@@ -49,3 +50,15 @@ class ByEpoch(Generic[T]):
         while len(self.entries) > 1 and self.entries[1][0] <= epoch:
             del self.entries[0]
             self.forgotten = self.entries[0][0]
+
+    def state(self, plain: Callable[[T], Any]) -> dict[str, Any]:
+        """What a checkpoint holds, with each value as `plain` makes it."""
+        return {
+            "forgotten": self.forgotten,
+            "entries": [(first, plain(value)) for first, value in self.entries],
+        }
+
+    def load(self, state: Mapping[str, Any], value: Callable[[Any], T]) -> None:
+        """Goes on from a state, whose plain values `value` turns into those that they were."""
+        self.forgotten = state["forgotten"]
+        self.entries = [(first, value(plain)) for first, plain in state["entries"]]

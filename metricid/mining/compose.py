@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from metricid.mining.tables import Sources, by_owner, ranked
 
-__all__ = ["Composed", "Epoch"]
+__all__ = ["Composed", "Epoch", "HardShare"]
 
 _TAG = 0x4A1D
 
@@ -27,6 +27,35 @@ class Composed(NamedTuple):
     identities: NDArray[np.int64]
     drawn: int
     shown: Mapping[int, list[int]]
+
+
+class HardShare(NamedTuple):
+    """How many identities of a joined batch are to be neighbours of others in it.
+
+    Attributes:
+        size: identities in the batch; one is always a seed.
+        start: share of hard ones when the warm-up ends.
+        end: share at the end of the ramp, and from there on.
+        ramp: batches over which it goes evenly from one to the other.
+    """
+
+    size: int
+    start: float
+    end: float
+    ramp: int
+
+    @property
+    def most(self) -> int:
+        """The largest number at any time."""
+        return max(self._number(self.start), self._number(self.end))
+
+    def after(self, warm: int) -> int:
+        """The number so many batches after the warm-up."""
+        risen = 1.0 if not self.ramp else min(warm / self.ramp, 1.0)
+        return self._number(self.start + risen * (self.end - self.start))
+
+    def _number(self, share: float) -> int:
+        return min(round(share * self.size), self.size - 1)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from metricid.mining.checks import RangeError, check_at_least
 from metricid.mining.neighbours import CHUNK, Neighbours, find_neighbours, unit_vectors
 from metricid.mining.noise import identity_sums
+from metricid.mining.options import MOST
 from metricid.registry import signature_problems
 
 __all__ = ["Join", "OfflineOptions", "OfflineTables", "search_embeddings"]
@@ -36,14 +37,17 @@ class OfflineOptions:
         """The options as a recipe gives them.
 
         Raises:
-            RangeError: an unknown option, or one that is no number or below 1.
+            RangeError: an unknown option, or one that is no number or outside its range.
         """
         for problem in signature_problems(cls, options):
             name, colon, text = problem.partition(": ")
             known = colon and name in options
             raise RangeError(f"offline.{name}", text) if known else RangeError("offline", problem)
         check_at_least({f"offline.{name}": value for name, value in options.items()}, 1)
-        return cls(**options)
+        found = cls(**options)
+        if found.images > MOST:
+            raise RangeError("offline.images", f"must be from 1 to {MOST}, not {found.images}")
+        return found
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from metricid.errors import InputError
 from metricid.mining.by_epoch import ByEpoch
-from metricid.mining.checks import RangeError, check_at_least, check_enough, checked_labels
-from metricid.mining.compose import Composed, Epoch
+from metricid.mining.checks import check_enough, checked_labels
+from metricid.mining.compose import Composed, Epoch, HardShare
 from metricid.mining.course import Course
 from metricid.mining.guard import alike_pairs
-from metricid.mining.instances import Images, Walk
+from metricid.mining.instances import Images, Walk, part_of
 from metricid.mining.neighbours import EXACT_UP_TO, Neighbours
 from metricid.mining.offline import Join, OfflineOptions, OfflineTables, search_embeddings
+from metricid.mining.options import check_options
 from metricid.mining.schedule import TableSchedule
 from metricid.mining.tables import ImageTable, Sources
 
@@ -84,16 +85,18 @@ class HardIdentitySampler:
             warmup: batches that are random; if None one epoch, or 0 where nothing is searched (`refresh` and
                 `offline` None). Those before the first table are random, too.
             neighbours: k, those most like an identity, among which hard ones are drawn.
-            temperature: of that draw: weights are softmax(cosine / temperature); 0 takes the nearest.
+            temperature: of that draw: weights are softmax(cosine / temperature), from 1e-6 to 1e6; 0
+                takes the nearest.
             refresh: batches between two searches; None: only tables given to `use`.
             delay: batches from the start of a search to the first batch that its table shapes; `refresh`
                 if None. A search that takes longer is waited for.
             max_repeat: no identity is in more batches of an epoch than this times the mean, rounded up;
-                2 or more.
-            guard: identities more alike than this cosine are probably one person and are not put together
-                on purpose; None for no guard.
+                from 2 to 1e6.
+            guard: identities more alike than this cosine, in (-1, 1], are probably one person and are not put
+                together on purpose; None for no guard.
             far_share: of an identity's images in a batch that come from the farthest quarter of its images,
-                once `set_distances` or `use_embeddings` was called.
+                once `set_distances` or `use_embeddings` was called; reached on average where that is no whole
+                number of images.
             exact_up_to: most identities, or images, for an exact search on the CPU.
             offline: the embeddings of all images are wanted before every `every`-th epoch after the warm-up
                 (`use_embeddings`); a seed then stands beside images that its own are confused with, drawn
@@ -105,23 +108,14 @@ class HardIdentitySampler:
         Raises:
             InputError: an option outside its range, or fewer identities than P x world_size.
         """
+        check_options(
+            {"identities": identities, "images": images, "epoch": epoch, "vectors": vectors}
+            | {"share": share, "share_start": share_start, "ramp": ramp, "warmup": warmup}
+            | {"neighbours": neighbours, "temperature": temperature, "refresh": refresh, "delay": delay}
+            | {"max_repeat": max_repeat, "guard": guard, "far_share": far_share}
+            | {"exact_up_to": exact_up_to, "seed": seed}
+        )
         labels = checked_labels(labels, rank, world_size)
-        counts = {"identities": identities, "images": images, "neighbours": neighbours}
-        check_at_least(counts | {"exact_up_to": exact_up_to}, 1)
-        check_at_least({"ramp": ramp, "warmup": warmup, "temperature": temperature}, 0)
-        check_at_least({"refresh": refresh, "delay": delay}, 1)
-        check_at_least({"max_repeat": max_repeat}, 2)
-        if epoch not in ("images", "identities"):
-            raise RangeError("epoch", f"must be 'images' or 'identities', not {epoch!r}")
-        if vectors not in ("mean", "classifier", "centers"):
-            raise RangeError("vectors", f"must be 'mean', 'classifier' or 'centers', not {vectors!r}")
-        for name, value in {"share": share, "share_start": share_start}.items():
-            if not 0 <= value < 1:
-                raise RangeError(name, f"must be at least 0 and below 1, not {value}")
-        if not 0 <= far_share <= 1:
-            raise RangeError("far_share", f"must be from 0 to 1, not {far_share}")
-        if refresh is not None and delay is not None and delay > refresh:
-            raise RangeError("delay", f"must not be above refresh={refresh}, but is {delay}")
         self.offline = None if offline is None else OfflineOptions.read(offline)
         self.identities, self.images, self.batch_size = identities, images, identities * images
         self.vectors, self.seed, self.rank, self.world_size = vectors, seed, rank, world_size
@@ -130,10 +124,10 @@ class HardIdentitySampler:
         self._known = len(self._groups.names)
         self._joined = identities * world_size
         check_enough(self._known, identities, world_size)
-        self._share, self._share_start, self._ramp = share, share_start, ramp
-        self._temperature, self.far = temperature, round(far_share * images)
+        self._temperature, self.far = temperature, part_of(images, far_share)
+        self._hard = HardShare(self._joined, share_start, share, ramp)
         # Seeds in every batch, whatever the share is at the time: the length of an epoch must not change.
-        seeds = self._joined - max(self._hard(share), self._hard(share_start))
+        seeds = self._joined - self._hard.most
         self._batches = -(-self._known // seeds)
         if epoch == "images":
             self._batches = max(self._batches, -(-len(labels) // (self._joined * images)))
@@ -326,14 +320,12 @@ class HardIdentitySampler:
                 f"batch {batch} of epoch {epoch} was not drawn; call after_step after every batch"
             )
         self._drop_before(self._done)
-        ranks = [(first, torch.from_numpy(ranks)) for first, ranks in self._ranks.entries]
-        tables = [(first, table.neighbours.state()) for first, table in self._image_tables.entries]
         return {
             "done": self._done,
             "course": course.state(batch),
             "schedule": self._schedule.state(),
-            "ranks": {"forgotten": self._ranks.forgotten, "entries": ranks},
-            "images": {"forgotten": self._image_tables.forgotten, "entries": tables},
+            "ranks": self._ranks.state(torch.from_numpy),
+            "images": self._image_tables.state(lambda table: table.neighbours.state()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -351,12 +343,8 @@ class HardIdentitySampler:
         self._done, self._next = state["done"], 0
         self._course = Course.load(state["course"], self._seed, self._most)
         self._schedule.load(state["schedule"])
-        ranks, tables = state["ranks"], state["images"]
-        self._ranks.forgotten, self._image_tables.forgotten = ranks["forgotten"], tables["forgotten"]
-        self._ranks.entries = [(first, value.numpy().copy()) for first, value in ranks["entries"]]
-        self._image_tables.entries = [
-            (first, self._image_table(Neighbours(**value))) for first, value in tables["entries"]
-        ]
+        self._ranks.load(state["ranks"], lambda ranks: ranks.numpy().copy())
+        self._image_tables.load(state["images"], lambda table: self._image_table(Neighbours(**table)))
 
     @property
     def _used(self) -> int:
@@ -400,19 +388,11 @@ class HardIdentitySampler:
         number = state.epoch * self._batches + batch
         sources, hard = Sources(walk), 0
         if number >= self._warmup:
-            table, hard = self._schedule.at(number), self._hard(self._share_at(number))
+            table, hard = self._schedule.at(number), self._hard.after(number - self._warmup)
             sources = Sources(walk, self._temperature, table, self._image_tables.at(state.epoch))
         joined = state.compose(batch, self._joined, hard, sources)
         course.add(state, joined.identities, joined.drawn)
         return joined
-
-    def _share_at(self, number: int) -> float:
-        risen = 1.0 if not self._ramp else min((number - self._warmup) / self._ramp, 1.0)
-        return self._share_start + risen * (self._share - self._share_start)
-
-    def _hard(self, share: float) -> int:
-        """Hard ones in a joined batch; one is always a seed."""
-        return min(round(share * self._joined), self._joined - 1)
 
     def _fresh(self, epoch: int) -> Epoch:
         return Epoch(self._seed, epoch, self._known, self._most)

@@ -48,7 +48,7 @@ def random_table(number, k, seed):
     share=st.sampled_from([0.0, 0.3, 0.5, 0.75, 0.95]),
     k=st.integers(1, 12),
     factor=st.sampled_from([2.0, 2.5, 4.0]),
-    far=st.sampled_from([0.0, 0.5, 1.0]),
+    far=st.sampled_from([0.0, 0.07, 0.5, 0.85, 1.0]),
     guard=st.sampled_from([None, 0.5]),
     seed=st.integers(-5, 2**40),
     epoch=st.integers(0, 3),
@@ -201,20 +201,6 @@ def test_the_guard_holds_when_only_one_side_lists_the_pair(one_sided):
         assert together == len(beside) if guard is None else together < 13
 
 
-def test_far_images_come_more_often_once_distances_are_known():
-    labels = np.repeat(np.arange(8), 16)
-    distances = np.random.default_rng(0).random(128)
-    far = {i for k in range(8) for i in np.flatnonzero(labels == k)[np.argsort(-distances[labels == k])[:4]]}
-    for share, expected in ((0.0, 0.25), (0.5, 0.5), (1.0, 1.0)):
-        sampler = HardIdentitySampler(labels, 4, 4, far_share=share, **FREE)
-        before = np.isin(np.concatenate(list(sampler.batches(0))), list(far)).mean()
-        sampler.set_distances(distances)
-        shown = np.concatenate([np.concatenate(list(sampler.batches(epoch))) for epoch in range(4)])
-        assert abs(np.isin(shown, list(far)).mean() - expected) < 0.06
-        assert abs(before - 0.25) < 0.12
-    assert len(set(np.concatenate(list(HardIdentitySampler(labels, 4, 4, **FREE).batches(0))))) == 128
-
-
 class Model:
     """A training without a network: one vector per identity, moved a little by every batch it is in."""
 
@@ -228,7 +214,7 @@ class Model:
 
 OPTIONS = {
     "share": 0.75, "share_start": 0.25, "ramp": 9, "warmup": 7, "neighbours": 4, "refresh": 6, "delay": 5,
-    "far_share": 0.5,
+    "far_share": 0.35,
 }  # fmt: skip
 
 
@@ -362,34 +348,6 @@ def test_the_registry_builds_it():
     assert isinstance(sampler, HardIdentitySampler)
     assert (sampler.batch_size, sampler.rank, sampler.world_size) == (8, 1, 2)
     assert SAMPLERS.problems({"name": "hard_identity", "share": "much"}, ("labels",)) != []
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"identities": 0}, "identities"),
-        ({"images": 0}, "images"),
-        ({"neighbours": 0}, "neighbours"),
-        ({"share": 1.0}, "share"),
-        ({"share_start": -0.1}, "share_start"),
-        ({"far_share": 1.1}, "far_share"),
-        ({"max_repeat": 1.9}, "max_repeat"),
-        ({"max_repeat": math.nan}, "max_repeat"),
-        ({"refresh": 0}, "refresh"),
-        ({"delay": 0}, "delay"),
-        ({"delay": 1001}, "delay"),
-        ({"ramp": -1}, "ramp"),
-        ({"warmup": -1}, "warmup"),
-        ({"temperature": -0.1}, "temperature"),
-        ({"epoch": "image"}, "epoch"),
-        ({"vectors": "rows"}, "vectors"),
-        ({"identities": 31}, "needs 31"),
-        ({"rank": 1}, "rank"),
-    ],
-)
-def test_options_out_of_range_are_refused(options, named):
-    with pytest.raises(InputError, match=named):
-        HardIdentitySampler(np.repeat(np.arange(30), 3), **({"identities": 4} | options))
 
 
 def test_what_does_not_fit_is_refused():
