@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from metricid.cli.model import open_model
-from metricid.cli.subject import own_recipe, run_splits, warn
+from metricid.cli.subject import check_overrides, own_recipe, run_splits, warn
 from metricid.config import RunConfig, expand
 from metricid.data.factory import DISTRACTORS, pick_workers
 from metricid.data.sources import ImageSource, open_source
@@ -60,18 +60,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """A trained model with its recipe, and its test images with their embeddings."""
+    """A trained model with its recipe, and its test images with their embeddings.
+
+    Attributes:
+        index: of `--index`, and whether its faces are aligned.
+    """
 
     config: RunConfig
     model: CheckpointModel
     source: ImageSource
     embedded: Embedded
+    index: tuple[StoredImages, bool] | None
 
 
 def run(options: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
     check_extra()
     _check_numbers(options)
+    check_overrides(options.overrides)
     check_door(options.host, options.token)
     if options.index_root is not None and options.index is None:
         raise InputError("--index-root: is for the images of an index; give --index")
@@ -130,8 +136,8 @@ def _studio(options: argparse.Namespace) -> Studio:
         raise InputError(f"{options.run}: {error}") from error
     gallery: Gallery = images
     aligned = config.data.align
-    if options.index is not None:
-        gallery, aligned = _index(options, told.model, flip)
+    if told.index is not None:
+        gallery, aligned = told.index
     reader = PhotoReader(told.model, flip=flip, max_pixels=config.data.max_pixels, aligned=aligned)
     return Studio(told.model.name, reader, images, gallery, rates, search)
 
@@ -139,7 +145,10 @@ def _studio(options: argparse.Namespace) -> Studio:
 def _open(options: argparse.Namespace) -> _Run:
     path = Path(options.run)
     if not (path.is_dir() or path.suffix == ".pt"):
-        raise InputError(f"{path}: no run folder or checkpoint (.pt)")
+        raise InputError(
+            f"{path}: no run folder or checkpoint (.pt); give the folder that metricid train made, such as "
+            "runs/quickstart"
+        )
     checkpoint, config = own_recipe(path, options.overrides)
     splits = run_splits(config, root=options.root, manifest=options.manifest)
     if splits.test is None:
@@ -149,6 +158,8 @@ def _open(options: argparse.Namespace) -> _Run:
     device = pick_device(options.device)
     model = open_model(checkpoint, device=device, precision=options.precision)
     assert isinstance(model, CheckpointModel)
+    # Before the embeddings: they take minutes, after which nobody wants to hear of a wrong name.
+    index = None if options.index is None else _index(options, model, config.evaluation.flip)
     data = config.data
     embedded = embed_images(
         model.embedder,
@@ -163,7 +174,7 @@ def _open(options: argparse.Namespace) -> _Run:
     )
     if embedded.skipped:
         warn(f"{len(embedded.skipped)} unreadable test images are left out, such as {embedded.skipped[0]}")
-    return _Run(config, model, splits.source, embedded)
+    return _Run(config, model, splits.source, embedded, index)
 
 
 def _index(options: argparse.Namespace, model: CheckpointModel, flip: bool) -> tuple[StoredImages, bool]:

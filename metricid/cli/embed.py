@@ -130,6 +130,12 @@ def _check_target(options: argparse.Namespace) -> None:
             if file.is_dir():
                 raise InputError(f"{file}: is a folder; choose another name")
         if target.exists() and not options.overwrite:
+            left = PartFolder(target, 0, 1).folder
+            if left.exists():
+                raise InputError(
+                    f"{target}: exists, and {left.name} is left of a run that was killed; "
+                    "end that run by the same command with --overwrite, or choose another name"
+                )
             raise InputError(f"{target}: exists; choose another name, or replace it with --overwrite")
         check_target(target)
     except OSError as error:  # a name that is too long, a folder that may not be looked into

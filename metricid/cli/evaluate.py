@@ -11,7 +11,7 @@ import numpy as np
 
 from metricid.cli.model import add_onnx_option
 from metricid.cli.photos import align_photos
-from metricid.cli.subject import Subject, open_subject, pick_tasks, warn
+from metricid.cli.subject import Subject, check_overrides, open_subject, pick_tasks, warn
 from metricid.config import (
     MAX_WORKERS,
     DataConfig,
@@ -127,11 +127,7 @@ class Outcome:
 def run(options: argparse.Namespace) -> int:
     """Evaluates, prints the table, and writes what was asked for."""
     _check_targets(options)
-    for text in [] if options.baseline else options.overrides:
-        if "=" in text and not text.startswith(("data.", "evaluation.")):
-            raise InputError(
-                f"{text}: a trained model stays as it is; only data.* and evaluation.* can be changed"
-            )
+    check_overrides([] if options.baseline else options.overrides)
     world = start_world(options.device)
     try:
         outcome = _evaluate(options, world)

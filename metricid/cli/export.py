@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from metricid.cli.evaluate import check_folder
-from metricid.cli.subject import run_splits, warn
+from metricid.cli.model import open_trained
+from metricid.cli.subject import check_overrides, run_splits
 from metricid.config import RunConfig, apply_overrides, expand
 from metricid.data.dataset import OnCorrupt
 from metricid.data.factory import (
@@ -36,7 +37,7 @@ from metricid.models.inference import CheckpointModel, InferenceModel
 from metricid.models.onnx import OnnxModel
 from metricid.models.onnx_file import OnnxFile
 from metricid.training.build import check_recipe
-from metricid.training.checkpoint import load_embedder, open_checkpoint
+from metricid.training.checkpoint import load_embedder
 
 PYTORCH, FLOAT, INT8 = "PyTorch", "ONNX", "int8"
 
@@ -87,7 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Exports, checks, writes, and prints what the check found."""
     _check_options(options)
-    checkpoint, state = open_checkpoint(Path(options.subject), warn)
+    check_overrides(options.overrides)
+    checkpoint, state = open_trained(Path(options.subject))
     config = check_recipe(apply_overrides(state["config"], options.overrides), f"{checkpoint}: stored recipe")
     own = _own_splits(config, options)
     source, table, which = _check_data(config, options, own)

@@ -79,8 +79,22 @@ def open_model(
     return _open_checkpoint(file, chosen, precision)
 
 
+def open_trained(path: Path) -> tuple[Path, dict[str, Any]]:
+    """`open_checkpoint` for a path of the command line; standard error tells of damaged checkpoints.
+
+    Raises:
+        InputError: nothing there, or nothing readable.
+    """
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such run folder or checkpoint; give the folder that metricid train made, such as "
+            "runs/quickstart, or a checkpoint (.pt)"
+        )
+    return open_checkpoint(path, _warn)
+
+
 def _open_checkpoint(path: Path, device: torch.device, precision: str) -> CheckpointModel:
-    checkpoint, state = open_checkpoint(path, _warn)
+    checkpoint, state = open_trained(path)
     arithmetic = pick_precision(precision, device)
     return CheckpointModel(
         load_embedder(state, checkpoint),

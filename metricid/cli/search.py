@@ -36,7 +36,7 @@ from metricid.report.text import shown as printable
 from metricid.search import KINDS, Filter, SearchIndex, Store
 from metricid.search.build import Batch, CheckedSource
 from metricid.search.recall import TARGET
-from metricid.search.remote import RemoteStore
+from metricid.search.remote import Address, RemoteStore
 from metricid.search.store import KEY, check_same_model
 
 UPLOAD_ROWS = 8192  # of an embedding file, handed to a store on a server at a time
@@ -143,6 +143,8 @@ def _plain(value: Any) -> Any:
 
 def _split(options: argparse.Namespace) -> tuple[str, list[str]]:
     """The place of the index, and the other words."""
+    if options.store:
+        Address.parse(options.store)  # is a URL, and no folder of that name
     words = [*([options.store] if options.store else ()), *options.words]
     if not words:
         raise InputError(f"{options.action}: name the index, or give --store URL")
@@ -264,11 +266,11 @@ def _query(options: argparse.Namespace) -> Outcome:
         answers: list[Answer] = []
         if images:
             faces = alignment.queries(images)
-            model = model_for(store.card, options, place)
+            model = model_for(store.card, options, shown(place))
             answers += answer_images(store, model, faces, k, where)
         answers += answer_rows(store, options.row, k, where)
         if options.embeddings is not None:
-            answers += answer_embeddings(store, options.embeddings, k, where, place)
+            answers += answer_embeddings(store, options.embeddings, k, where, shown(place))
     finally:
         store.close()
     if options.grid is not None:
@@ -312,7 +314,7 @@ def _add(options: argparse.Namespace) -> Outcome:
                 return Outcome({"index": shown(place), "added": count}, f"{count} rows are in {shown(place)}")
             blocks = list(CheckedSource(_File(reader), data[0]).batches())
         else:
-            model = model_for(store.card, options, place)
+            model = model_for(store.card, options, shown(place))
             flip = bool(store.card.get("flip"))
             blocks = [
                 embed_photos(

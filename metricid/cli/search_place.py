@@ -53,7 +53,7 @@ def check_text(what: str, text: str) -> None:
 
 def open_place(place: str, *, verify: bool = False) -> SearchIndex | RemoteStore:
     """An index in a folder, or the store at a URL."""
-    return open_server(place) if "://" in place else SearchIndex(place, verify=verify)
+    return open_server(place) if Address.is_meant(place) else SearchIndex(place, verify=verify)
 
 
 def open_server(url: str, card: Mapping[str, Any] | None = None) -> RemoteStore:
@@ -86,7 +86,7 @@ def open_embeddings(file: str) -> EmbeddingReader:
 
 def shown(place: str) -> str:
     """The place without a password or options."""
-    return str(Address.parse(place)) if "://" in place else place
+    return str(Address.parse(place)) if Address.is_meant(place) else place
 
 
 def say(line: str) -> None:

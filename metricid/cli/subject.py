@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metricid.cli.model import ONNX_SUFFIX, onnx_options, open_model
+from metricid.cli.model import ONNX_SUFFIX, onnx_options, open_model, open_trained
 from metricid.config import DataConfig, EvaluationConfig, RunConfig, apply_overrides, find_recipe, read_recipe
 from metricid.data.factory import SYNTHETIC, Splits, build_splits
 from metricid.data.manifest import Manifest
@@ -15,7 +15,7 @@ from metricid.errors import InputError
 from metricid.models.embedder import Embedder
 from metricid.models.inference import InferenceModel, embedder_fingerprint
 from metricid.training.build import build_embedder, check_recipe
-from metricid.training.checkpoint import load_embedder, open_checkpoint, seed_everything
+from metricid.training.checkpoint import load_embedder, seed_everything
 from metricid.training.distributed import World
 from metricid.training.tasks import TaskHeads
 
@@ -114,7 +114,7 @@ def _trained(path: Path, overrides: list[str]) -> Subject:
             f"{path}: no run folder, checkpoint or embeddings; "
             "a recipe is evaluated with --baseline pixels or --baseline random"
         )
-    checkpoint, state = open_checkpoint(path, warn)
+    checkpoint, state = open_trained(path)
     config = _stored_recipe(state, checkpoint, overrides)
     name = f"{config.name} ({checkpoint.name})"
     embedder = load_embedder(state, checkpoint)
@@ -163,13 +163,26 @@ def run_splits(
         raise InputError(f"{error} (if the images have moved, say where with --root{also})") from error
 
 
+def check_overrides(overrides: Sequence[str]) -> None:
+    """A trained model takes other data and other ways to evaluate it, and nothing else.
+
+    Raises:
+        InputError: names an override of something else.
+    """
+    for text in overrides:
+        if "=" in text and not text.startswith(("data.", "evaluation.")):
+            raise InputError(
+                f"{text}: a trained model stays as it is; only data.* and evaluation.* can be changed"
+            )
+
+
 def own_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, RunConfig]:
     """The checkpoint that a run folder or checkpoint file stands for, and the recipe stored in it.
 
     Raises:
         InputError: nothing there, nothing readable, or overrides that do not fit.
     """
-    checkpoint, state = open_checkpoint(path, warn)
+    checkpoint, state = open_trained(path)
     return checkpoint, _stored_recipe(state, checkpoint, overrides)
 
 

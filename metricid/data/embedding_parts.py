@@ -1,6 +1,7 @@
 """The finished pieces of a long embedding run, on disk beside the file that they will become."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -190,7 +191,9 @@ class PartFolder:
     def _remove_temporary(self) -> None:
         """Removes what a killed process was writing, here and beside the target."""
         made = [self.target, *(sidecars(self.target) if self.target.suffix.lower() == ".npy" else ())]
-        leftovers = [file for one in made for file in self.target.parent.glob(f".{one.name}.*.tmp")]
+        leftovers = [
+            file for one in made for file in self.target.parent.glob(f".{glob.escape(one.name)}.*.tmp")
+        ]
         for file in (*self.folder.glob(".*.tmp"), *leftovers):
             file.unlink(missing_ok=True)
 

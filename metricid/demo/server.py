@@ -98,7 +98,9 @@ def listen(host: str, port: int) -> socket.socket:
                 f"--port: {port} is taken on {host}; give another one, or 0 for any that is free"
             ) from None
         if error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"--host {host}: is no address of this machine") from None
+            raise InputError(
+                f"--host {host}: is no address of this machine; give one of its own, or leave it out"
+            ) from None
         raise InputError(f"--port: {port} cannot be opened on {host} ({error.strerror})") from None
     return taken
 

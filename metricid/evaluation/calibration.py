@@ -98,7 +98,11 @@ class Calibration:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: no readable calibration card ({error})") from None
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise InputError(
+                f"{path}: no readable calibration card ({reason}); "
+                "make one with metricid evaluate RUN --protocol verification --save-calibration FILE"
+            ) from None
         try:
             points = tuple(
                 Threshold(float(p["far"]), float(p["threshold"]), float(p["tar"]))
@@ -118,7 +122,10 @@ class Calibration:
                 "make one with metricid evaluate --save-calibration"
             ) from None
         if card.metric != "cosine" or not card.thresholds:
-            raise InputError(f"{path}: a calibration card needs metric cosine and at least one threshold")
+            raise InputError(
+                f"{path}: a calibration card needs metric cosine and at least one threshold; "
+                "make one with metricid evaluate --save-calibration"
+            )
         return card
 
 

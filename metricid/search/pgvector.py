@@ -234,6 +234,8 @@ class PgvectorStore:
                 "model": self.card.get("model"),
                 "disk_bytes": self._table.size(connection),
                 "memory_bytes": None,
+                "flip": self.card.get("flip"),
+                "aligned": self.card.get("aligned"),
                 "recall": self.card.get("recall"),
                 "store": self._table.name,
                 "index": None if index is None else index[0],

@@ -22,6 +22,8 @@ _REMEDIES = {
     "58P01": "install pgvector on the server (package postgresql-NN-pgvector)",
     "0A000": "install pgvector on the server (package postgresql-NN-pgvector)",
 }
+# In the text of a connection that fails: what no second try mends.
+_LASTING = ("does not exist", "pg_hba.conf", "sslmode", "certificate", "does not support SSL")
 
 
 class Session:
@@ -102,7 +104,7 @@ class Session:
         if not isinstance(error, self._psycopg.Error):
             return None
         text = one_line(error, (self._address.password, os.environ.get("PGPASSWORD")))
-        if error.pgconn is not None:
+        if error.pgconn is not None or (self._connection is None and error.sqlstate is None):
             return self._judge_connecting(error, text.removeprefix("connection failed: "))
         lost = self._connection is not None and self._connection.closed
         if lost:
@@ -119,14 +121,15 @@ class Session:
     def _judge_connecting(self, error: Any, text: str) -> Verdict:
         """libpq gives no codes for failed connections: what it knows of passwords, and the text, must do."""
         shown = text.partition(" Is the server running")[0]
-        if error.pgconn.needs_password or (error.pgconn.used_password and "password" in text):
-            who = self._address.user or error.pgconn.user.decode(errors="replace")
+        asked = error.pgconn  # None where the host was not even found
+        if asked and (asked.needs_password or (asked.used_password and "password" in text)):
+            who = self._address.user or asked.user.decode(errors="replace")
             return Verdict(
                 False,
                 f"{self._address}: the server refuses the password of {who!r}, or got none",
                 "put the right one into PGPASSWORD or ~/.pgpass",
             )
-        if "does not exist" in text or "pg_hba.conf" in text or "sslmode" in text or "certificate" in text:
+        if any(word in text for word in _LASTING):
             return Verdict(False, f"{self._address}: the server refuses ({text})", "correct the URL")
         return Verdict(
             True,

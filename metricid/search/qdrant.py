@@ -220,6 +220,8 @@ class QdrantStore:
             if self._server.folder is None
             else sum(file.stat().st_size for file in self._server.folder.rglob("*") if file.is_file()),
             "memory_bytes": None,
+            "flip": self.card.get("flip"),
+            "aligned": self.card.get("aligned"),
             "recall": self.card.get("recall"),
             "store": self.name,
             "index": f"hnsw, m {graph.m}, ef_construction {graph.ef_construct}",

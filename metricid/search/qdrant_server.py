@@ -44,6 +44,11 @@ class QdrantServer:
             raise missing_extra("qdrant") from None
         if address.user or address.password:
             raise InputError(f"--store: a qdrant URL has no user or password; put the API key into {API_KEY}")
+        if address.host is None and (address.port is not None or not address.path.strip("/.")):
+            raise InputError(
+                f"{address}: names neither a server nor a folder; give qdrant://HOST:PORT/COLLECTION, or "
+                "qdrant:///a/local/folder"
+            )
         if not re.fullmatch(r"\w[\w.-]{0,254}", collection):
             raise InputError(
                 f"{address}: the collection {collection!r} must be named with letters, digits, _ . -"
@@ -66,12 +71,16 @@ class QdrantServer:
                 )
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Api key is used with an insecure connection")  # said above
-                self._client = qdrant_client.QdrantClient(
-                    url=f"{'https' if tls else 'http'}://{host}:{address.port or 6333}",
-                    api_key=self._key,
-                    timeout=timeout,
-                    check_compatibility=False,
-                )
+                try:
+                    self._client = qdrant_client.QdrantClient(
+                        url=f"{'https' if tls else 'http'}://{host}:{address.port or 6333}",
+                        api_key=self._key,
+                        timeout=timeout,
+                        check_compatibility=False,
+                    )
+                except ValueError as error:  # the client has rules of its own for the names of hosts
+                    why = one_line(error, [self._key])
+                    raise InputError(f"{address}: cannot be asked ({why}); correct the URL") from None
             return
         if not create and not (self.folder / "meta.json").is_file():
             raise InputError(f"{address}: no local Qdrant folder; build it first, or correct the URL")

@@ -91,8 +91,12 @@ class Address:
             # Anything else of the text may be a password.
             name = kind if separator and re.fullmatch(r"[a-z0-9+]+", kind) else "***"
             raise InputError(f"--store: {unknown('store', name, list(KINDS))}; give {_FORMS}")
-        place = rest.partition("?")[0]
-        shown = f"{kind}://***@{place.rpartition('@')[2]}" if "@" in place else f"{kind}://{place}"
+        place, _, query = rest.partition("?")
+        if "@" in query:  # what is before it may be the half of a password that has a question mark
+            shown = f"{kind}://***"
+        else:
+            shown = f"{kind}://***@{place.rpartition('@')[2]}" if "@" in place else f"{kind}://{place}"
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in shown)
         try:
             parts = urlsplit(url)
             host, port, user, password = parts.hostname, parts.port, parts.username, parts.password
@@ -100,11 +104,13 @@ class Address:
         except ValueError:
             host = pairs = None
             port = user = password = None
-        if pairs is None or parts.fragment or "@" in parts.path or len(dict(pairs)) != len(pairs):
+        if pairs is None or parts.fragment or "@" in parts.path + query or len(dict(pairs)) != len(pairs):
             raise InputError(
                 f"--store: {shown} is not of the form {_FORMS}; "
-                "write special characters of a password as %40 (@), %3A (:), %2F (/), %23 (#)"
+                "write special characters of a password as %40 (@), %3A (:), %2F (/), %3F (?), %23 (#)"
             )
+        if wrong := _impossible(host or "", port, unquote(f"{user or ''}{parts.path}")):
+            raise InputError(f"--store: {shown}: {wrong}; correct the URL")
         return cls(
             kind,
             unquote(user) if user else None,
@@ -115,10 +121,29 @@ class Address:
             dict(pairs),
         )
 
+    @staticmethod
+    def is_meant(text: str) -> bool:
+        """Whether a text is meant as a URL, right or wrong, and not as the path of a folder."""
+        return "://" in text or re.match(r"(pgvector|qdrant|postgres|postgresql):", text) is not None
+
     def __str__(self) -> str:
         user = f"{self.user}@" if self.user else ""
         port = f":{self.port}" if self.port else ""
-        return f"{self.kind}://{user}{self.host or ''}{port}{self.path}"
+        host = f"[{self.host}]" if self.host and ":" in self.host else self.host or ""
+        return f"{self.kind}://{user}{host}{port}{self.path}"
+
+
+def _impossible(host: str, port: int | None, rest: str) -> str:
+    """What no server has, and what clients and terminals stumble over; or an empty text."""
+    if port == 0:
+        return "there is no port 0"
+    if not (host + rest).isprintable():
+        return "it holds a control character"
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return "the host is no name of a computer"
+    return "the host is no name of a computer" if re.search(r"[\s\\<>^`{|}%]", host) else ""
 
 
 def read_options(address: Address, kind: type[T]) -> T:

@@ -2,11 +2,14 @@
 
 import json
 import re
+import uuid
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from search.postgres import PASSWORD, running_postgres
 
 from metricid.cli.main import main
 from metricid.data.align import template, warp_face
@@ -14,6 +17,7 @@ from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.manifest import LANDMARK_COLUMNS, Manifest
 from metricid.errors import InputError
 from metricid.search import SearchIndex
+from metricid.search.remote import Address
 from metricid.training.build import check_recipe
 from metricid.training.run_folder import changed_options
 
@@ -217,6 +221,74 @@ def test_aligned_and_not_aligned_do_not_mix(desk):
     desk.ok("search", "query", desk.index, photo)
     desk.ok("search", "query", desk.index, "--embeddings", desk.world / "faces.parquet")
     desk.refused("search", "query", desk.index, photo, "--aligned", says="not known to be aligned")
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["pgvector", "qdrant"])
+def store(request, tmp_path):
+    """The URL of a store that does not exist yet."""
+    pytest.importorskip("qdrant_client" if request.param == "qdrant" else "psycopg")
+    if request.param == "qdrant":
+        return f"qdrant://{tmp_path}/store?collection=faces"
+    port = request.getfixturevalue("postgres").port
+    secret = quote(PASSWORD, safe="")
+    return f"pgvector://postgres:{secret}@127.0.0.1:{port}/postgres?table=t{uuid.uuid4().hex}"
+
+
+def test_a_store_of_aligned_faces_is_asked_as_an_index_is(desk, store):
+    """A photo with its landmarks, and one that is aligned already; without either it is refused."""
+    build = ["search", "build", desk.world / "faces.parquet", "--store", store, "--model", desk.run]
+    desk.ok(*build)
+    desk.ok(*build)  # again, as after a kill
+    assert "of aligned faces" in desk.ok("search", "stats", "--store", store)
+    desk.index, shown = "--store", str(Address.parse(store))
+    photo, marks = desk.photos / "eve" / "2.png", desk.landmarks("eve/2.png")
+    for asked in ([photo, "--landmarks", marks], [desk.cut / "eve" / "2.png", "--aligned"]):
+        (answer,) = desk.query(store, *asked, "-k", 2)
+        assert answer["hits"][0]["path"] == "eve/2.png"
+        assert answer["hits"][0]["score"] == pytest.approx(1, abs=1e-4)
+    query = ["search", "query", "--store", store]
+    desk.refused(*query, photo, says=rf"2\.png: {re.escape(shown)}.* aligned faces; .*--landmarks x1,")
+    desk.ok("search", "remove", "--store", store, "--identity", "lee")
+    lee = desk.photos / "lee" / "0.png"
+    desk.refused("search", "add", "--store", store, lee, says=r"lee/0\.png: .*--landmarks")
+    desk.ok("search", "add", "--store", store, lee, "--landmarks", desk.landmarks("lee/0.png"))
+    (answer,) = desk.query(store, desk.cut / "lee" / "0.png", "--aligned", "-k", 1)
+    assert answer["hits"][0]["path"] == answer["hits"][0]["identity"] == str(lee)
+    assert answer["hits"][0]["score"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_store_refuses_faces_that_are_aligned_otherwise(desk, store, stored):
+    """Names both, and what they differ in, as an index does."""
+    mine, theirs = desk.folder / "mine.parquet", desk.folder / "theirs.parquet"
+    faces = EmbeddingSet.read(desk.world / "faces.parquet")
+    for file, aligned in ((mine, stored), (theirs, not stored)):
+        EmbeddingSet(faces.embeddings, faces.table, {**faces.card, "aligned": aligned}).write(file)
+    desk.ok("search", "build", mine, "--store", store, "--model", desk.run)
+    remedy = "with" if stored else "without"
+    differs = rf"aligned is {not stored} there, {stored} in the index; .*{remedy} --align"
+    place = str(Address.parse(store))
+    for words in (
+        ["query", "--store", store, "--embeddings", theirs],
+        ["add", "--store", store, theirs],
+        ["build", theirs, "--store", store],
+    ):
+        desk.refused("search", *words, says=differs)
+        named = "the set to be stored" if words[0] == "build" else str(theirs)
+        assert f"{named} does not fit {place}" in desk.err
+        assert PASSWORD not in desk.err and quote(PASSWORD, safe="") not in desk.err
+    if not stored:
+        photo = desk.photos / "ann" / "0.png"
+        desk.refused(
+            "search", "query", "--store", store, photo, "--aligned", says="are not aligned; leave it out"
+        )
+    assert json.loads(desk.ok("search", "stats", "--store", store, "--json"))["rows"] == 20
 
 
 def test_data_without_landmarks_is_refused_unless_it_is_aligned(desk):

@@ -18,6 +18,7 @@ import torch
 from pyarrow.parquet import ParquetWriter
 
 from metricid.cli.main import main
+from metricid.data.embedding_parts import PartFolder
 from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.manifest import Manifest
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, embedder_to_dict
@@ -283,6 +284,28 @@ def test_a_killed_run_goes_on_with_what_is_missing(desk, counted):
     assert desk.files() == ["e.parquet", "model.pt", "photos"]
 
 
+def test_killed_when_the_file_is_there_the_message_says_how_to_end_the_run(desk, monkeypatch):
+    desk.add_photos(40)
+    with monkeypatch.context() as patch:
+        patch.setattr(PartFolder, "remove", lambda self: os.kill(os.getpid(), signal.SIGKILL))
+        assert Run(desk.words()).end() == -signal.SIGKILL
+    assert desk.target.exists() and desk.parts.exists()
+    line = desk.refused()
+    assert "e.parquet: exists" in line and "e.parquet.parts" in line and "--overwrite" in line
+    assert desk.embed("--overwrite")["embedded"] == 0
+    assert desk.files() == ["e.parquet", "model.pt", "photos"]
+    assert "parts" not in desk.refused()
+
+
+def test_what_a_killed_writer_left_is_removed_whatever_the_name_and_nothing_of_others(desk):
+    """`[1]` and `*` in a name are no patterns."""
+    desk.add_photos(4)
+    for name, mine in (("a[1].parquet", "a[1].parquet"), ("*.parquet", "other.parquet")):
+        (desk.folder / f".{mine}.x.tmp").touch()
+        assert main([*desk.words(), "-o", str(desk.folder / name)]) == 0
+    assert sorted(file for file in desk.files() if file.startswith(".")) == [".other.parquet.x.tmp"]
+
+
 def test_killed_while_the_file_is_written_nothing_is_half_there(desk, monkeypatch):
     """A process that dies in the middle of the final write leaves no file, all parts, and no rubbish."""
     desk.add_photos(40)
@@ -482,7 +505,7 @@ def test_a_folder_that_cannot_be_written_to(desk):
 def test_a_model_that_cannot_be_used(desk):
     desk.add_photos(4)
     desk.model = str(desk.folder / "nowhere.pt")
-    assert "no such run folder or checkpoint" in desk.refused()
+    assert "no such run folder or checkpoint; give the folder that metricid train made" in desk.refused()
     (desk.folder / "cut.pt").write_bytes((desk.folder / "model.pt").read_bytes()[:5000])
     desk.model = str(desk.folder / "cut.pt")
     assert "damaged or not a checkpoint" in desk.refused()

@@ -192,7 +192,7 @@ def test_what_cannot_be_found_is_said(runs, tmp_path, capsys):
     assert "give -o FILE" in refused(capsys, checkpoint)
     assert "give -o FILE" in refused(capsys, tmp_path / "nowhere")
     out = ["-o", tmp_path / "a.parquet"]
-    assert "no such run folder" in refused(capsys, tmp_path / "nowhere", *out)
+    assert "no such run folder or checkpoint; give" in refused(capsys, tmp_path / "nowhere", *out)
     (tmp_path / "empty").mkdir()
     assert "holds no checkpoint" in refused(capsys, tmp_path / "empty")
     assert "says nothing of test images; give DATA" in refused(capsys, "model.onnx", *out)

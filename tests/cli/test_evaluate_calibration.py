@@ -102,6 +102,13 @@ def test_other_files_are_no_cards(tmp_path, text):
         Calibration.read(file)
 
 
+def test_a_card_that_is_not_there_says_how_to_make_one(tmp_path):
+    with pytest.raises(
+        InputError, match=r"card \(No such file or directory\); make one with metricid evaluate"
+    ):
+        Calibration.read(tmp_path / "card.json")
+
+
 @pytest.fixture
 def refused(capfd):
     def check(arguments, *words):

@@ -30,7 +30,7 @@ def test_a_trained_model_is_not_changed_by_an_override(override, capfd):
 
 def test_data_and_evaluation_may_be_changed(capfd):
     assert main(["evaluate", "runs/none", "data.root=/moved", "evaluation.flip=false"]) == 2
-    assert "runs/none: no such run folder" in capfd.readouterr().err
+    assert "runs/none: no such run folder or checkpoint; give" in capfd.readouterr().err
 
 
 def test_more_workers_than_any_machine_wants(stored, capfd):

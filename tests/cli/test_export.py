@@ -275,7 +275,11 @@ def test_options_that_cannot_be(run_folder, words, message, refused, tmp_path, m
 
 def test_subjects_that_cannot_be_exported(exported, refused, tmp_path):
     refused(["export", exported, "-o", tmp_path / "m.onnx"], "is exported already")
-    refused(["export", tmp_path / "none", "-o", tmp_path / "m.onnx"], "no such run folder or checkpoint")
+    refused(["export", tmp_path / "none", "-o", tmp_path / "m.onnx", "model.backbone=x"], "stays as it is")
+    refused(
+        ["export", tmp_path / "none", "-o", tmp_path / "m.onnx"],
+        "no such run folder or checkpoint; give the folder",
+    )
 
 
 @pytest.mark.parametrize(

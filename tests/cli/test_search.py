@@ -502,7 +502,17 @@ def test_a_store_takes_the_place_of_the_folder(shop):
     assert shop.json("add", "--store", url, shop.embeddings)["added"] == 20
     assert shop.json("remove", "--store", url, "--identity", "eve")["rows"] == 16
     assert shop.json("stats", "--store", url)["rows"] == 16
+    assert "with the mirrored image" in shop.ok("stats", "--store", url)
     shop.refused("build", shop.embeddings, "--store", url, "--kind", "flat", says="options of a store are in")
+
+
+@pytest.mark.parametrize("option", [["--store"], []])
+@pytest.mark.parametrize("action", ["query", "add", "remove", "stats"])
+def test_a_url_with_a_slash_too_few_is_no_folder_and_shows_no_password(shop, option, action):
+    url = "pgvector:/ann:hunter2@127.0.0.1/db"
+    more = {"query": ["x.jpg"], "add": ["x.jpg"], "remove": ["--identity", "ann"], "stats": []}[action]
+    shop.refused(action, *option, url, *more, says="unknown store")
+    assert "hunter2" not in shop.err
 
 
 def test_a_file_is_checked_to_its_end_before_a_store_gets_its_first_row(shop, tmp_path, monkeypatch):

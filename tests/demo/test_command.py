@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from metricid.cli import demo
+from metricid.cli.main import main
 from metricid.cli.model import open_model
 from metricid.demo.gallery import StoredImages
 from metricid.errors import InputError
@@ -97,3 +98,22 @@ def test_an_index_of_this_model_is_searched_in_place_of_the_test_images(run_fold
     with pytest.raises(InputError, match="all.index: has no rows to search; add some first"):
         SearchIndex(tmp_path / "all.index").remove(keys=[path + ".png" for path in paths])
         studio_of(run_folder, "--index", tmp_path / "all.index")
+
+
+def test_a_wrong_index_is_named_before_any_image_is_embedded(run_folder, tmp_path, monkeypatch):
+    def embeds(*_, **__):
+        raise AssertionError("images were embedded first")
+
+    monkeypatch.setattr(demo, "embed_images", embeds)
+    with pytest.raises(InputError, match="nope.index: is no index .*search build"):
+        studio_of(run_folder, "--index", tmp_path / "nope.index")
+
+
+def test_a_trained_model_is_not_changed_by_an_override(capfd):
+    assert main(["demo", "runs/none", "model.backbone=resnet50", "--port", "0"]) == 2
+    assert "model.backbone=resnet50: a trained model stays as it is" in capfd.readouterr().err
+
+
+def test_a_run_that_is_not_there_says_what_to_give(tmp_path):
+    with pytest.raises(InputError, match="no run folder or checkpoint .*metricid train made"):
+        studio_of(tmp_path / "runs" / "none")

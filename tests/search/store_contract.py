@@ -127,6 +127,13 @@ class StoreContract:
         np.testing.assert_array_equal(hits.keys, expected)
         np.testing.assert_allclose(hits.scores, scores, atol=2e-6)
 
+    @pytest.mark.parametrize("aligned", [True, False])
+    def test_stats_say_how_the_vectors_were_made(self, url, aligned):
+        store = open_store(url, card=CARD | {"aligned": aligned}, retry=FAST)
+        store.add(*people(3))
+        assert (store.stats()["flip"], store.stats()["aligned"]) == (True, aligned)
+        store.close()
+
     def test_questions_that_have_no_answer(self, store):
         keys, vectors, rows = people(10)
         refused(lambda: store.query(vectors, 1), "no rows")

@@ -248,6 +248,18 @@ def test_a_server_that_is_down_is_tried_a_few_times(monkeypatch):
     assert waits == [0.5, 1.0, 2.0, 4.0]
 
 
+def test_a_host_that_is_not_found_is_tried_again_and_an_encryption_that_is_not_there_is_not(
+    url, table, monkeypatch
+):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    nowhere = f"pgvector://u:hunter2@no.such.host.invalid/postgres?table={table}"
+    said = refused(lambda: open_store(nowhere, card=CARD), "no.such.host.invalid", "5 tries", "check host")
+    assert "hunter2" not in said and waits == [0.5, 1.0, 2.0, 4.0]
+    refused(lambda: open_store(f"{url}&sslmode=require", card=CARD), "SSL", "correct the URL")
+    assert len(waits) == 4
+
+
 def test_an_upload_outlives_a_restart_of_the_server(server, url, monkeypatch):
     store = open_store(f"{url}&batch=10", card=CARD, retry=FAST)
     write, batches, waits = pgtable.Table.write, [], []
