@@ -7,6 +7,7 @@ from metricid.losses.checks import check_options
 from metricid.losses.mined import MinerOption, may_mine
 from metricid.losses.pairwise import PairwiseLoss, one_of
 from metricid.losses.triplets import TripletReduction, triplet_loss, weighted_triplet_loss, with_margin
+from metricid.mining.miners import BatchAll
 
 
 @LOSSES.register("triplet")
@@ -63,10 +64,11 @@ class TripletLoss(PairwiseLoss):
             reduction=one_of(reduction, get_args(TripletReduction)),
             miner=may_mine(miner),
         )
+        self.miner = self.miner or BatchAll()  # its tally is told of the triplets with a loss
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The options, and the miner; None is all triplets."""
+        """The options, and the miner."""
         return {**self.options, "miner": self.miner}
 
 

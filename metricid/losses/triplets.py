@@ -13,7 +13,8 @@ from metricid.losses.matrices import Pairs, Rows, compare, mean_over_anchors
 from metricid.losses.mined import MinerChoice, choose, keep, miner_of, triplets_of
 from metricid.losses.shares import as_numbers, with_slopes
 from metricid.mining.inbatch import Triplets, batch_all
-from metricid.mining.miners import MINERS, BatchHard, TripletSet
+from metricid.mining.miners import MINERS, BatchAll, BatchHard, TripletSet, build_miner
+from metricid.mining.miners.base import Tally
 
 TripletReduction = Literal["mean", "mean_nonzero"]
 
@@ -44,7 +45,8 @@ def triplet_loss(
         embeddings: [B, D], any float dtype.
         labels: [B] int64, any values.
         margin: in the unit of the distances; None for the soft margin.
-        miner: which triplets count; one that has a margin takes this one where it is given by name alone.
+        miner: which triplets count; one that has a margin takes this one where it is given by name alone. The
+            tally of a `BatchAll` counts the triplets with a loss.
         normalize: put the embeddings on the unit sphere first.
         squared: compare squared distances, as FaceNet does.
         swap: compare with the nearer of anchor and positive.
@@ -65,13 +67,15 @@ def triplet_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
         )
-        chosen = miner_of(with_margin(miner, margin))
+        chosen = build_miner(with_margin(miner, margin))
+        tally = chosen.tally if isinstance(chosen, BatchAll) else None
+        chosen = None if tally is not None else chosen
         if chosen is None or not chosen.in_triplets:
             if chosen is not None and not isinstance(chosen, TripletSet):
                 pairs, chosen = keep(pairs, chosen, squared=squared), None
             if chosen is None and margin is not None and not swap:
-                return _all_hinges(pairs, margin, squared, reduction)
-            return _all_in_blocks(pairs, chosen, margin, squared, swap, reduction)
+                return _all_hinges(pairs, margin, squared, reduction, tally)
+            return _all_in_blocks(pairs, chosen, margin, squared, swap, reduction, tally)
         if chosen.single:
             triplets = choose(pairs, chosen, squared=True)
             near = row_distances(pairs.x, pairs.y[triplets.positive[:, 0]], squared)[:, None]
@@ -166,22 +170,31 @@ def hinge(gap: Tensor, margin: float | None) -> Tensor:
     return F.softplus(gap) if margin is None else F.relu(gap + margin)
 
 
-def _all_hinges(pairs: Pairs, margin: float, squared: bool, reduction: TripletReduction) -> Tensor:
+def _all_hinges(
+    pairs: Pairs, margin: float, squared: bool, reduction: TripletReduction, tally: Tally | None
+) -> Tensor:
     """All triplets of a hinge, in O(M log P) for an anchor with P positives, by sorting and prefix sums.
 
     A triplet has a loss if d_n < d_p + margin. The thresholds of an anchor's positives, in order, cut its
     negatives into bins; sums over bins give for each positive the number and the sum of the nearer negatives,
-    and the bin of a negative the number of positives that it violates.
+    and the bin of a negative the number of positives that it violates. A tally takes the number of triplets
+    with a loss.
     """
     slots = pairs.most_positives()
+    found = torch.zeros((), dtype=_wide(pairs.x), device=pairs.x.device)
 
     def rows(
         values: Tensor, positive: Tensor, negative: Tensor, _: Tensor | None, weights: Tensor | None
     ) -> Rows:
         with torch.no_grad():
-            return _hinges_of_rows(values, positive, negative, weights, slots, margin, reduction)
+            result, active = _hinges_of_rows(values, positive, negative, weights, slots, margin, reduction)
+            found.add_(active.sum())
+            return result
 
-    return mean_over_anchors(pairs, "squared" if squared else "distance", rows, width=2)
+    loss = mean_over_anchors(pairs, "squared" if squared else "distance", rows, width=2)
+    if tally is not None:
+        tally.add(found)
+    return loss
 
 
 def _hinges_of_rows(
@@ -192,7 +205,8 @@ def _hinges_of_rows(
     slots: int,
     margin: float,
     reduction: TripletReduction,
-) -> Rows:
+) -> tuple[Rows, Tensor]:
+    """The rows, and how many triplets of each positive slot have a loss [R, P]."""
     wide = _wide(values)
     thresholds, columns = values.masked_fill(~positive, torch.inf).topk(slots, dim=1, largest=False)
     thresholds = thresholds + margin
@@ -220,10 +234,12 @@ def _hinges_of_rows(
     losses = by_positive.sum(dim=1).to(values.dtype)
     slopes.scatter_add_(1, columns, counts.to(values.dtype))
     if reduction == "mean_nonzero":
-        return Rows(losses, counts.sum(dim=1), slopes)
-    if weights is None:
-        return Rows(losses, positive.sum(dim=1) * negative.sum(dim=1), slopes)
-    return Rows(losses, own.sum(dim=1) * times.sum(dim=1), slopes)
+        counted = counts.sum(dim=1)
+    elif weights is None:
+        counted = positive.sum(dim=1) * negative.sum(dim=1)
+    else:
+        counted = own.sum(dim=1) * times.sum(dim=1)
+    return Rows(losses, counted, slopes), counts
 
 
 def _all_in_blocks(
@@ -233,11 +249,13 @@ def _all_in_blocks(
     squared: bool,
     swap: bool,
     reduction: TripletReduction,
+    tally: Tally | None,
 ) -> Tensor:
     """All triplets of the soft margin, with a swap or of a miner, a few positives of each anchor at a time.
 
     The slopes are summed while the blocks pass, so that backward needs one [B, M] sheet, with a swap one
-    [M, M] sheet more for the distances among references, and not a B^3 graph.
+    [M, M] sheet more for the distances among references, and not a B^3 graph. A tally takes the number of
+    triplets with a loss.
     """
     distances, weights = pairs.distances(squared=squared), pairs.weights
     fixed = distances.detach()
@@ -278,6 +296,8 @@ def _all_in_blocks(
         slopes -= slope.sum(dim=1)
     if miner is None and weights is None:
         count += (positive.sum(1) * negative.sum(1)).sum()
+    if tally is not None:
+        tally.add(nonzero)
     count = count if reduction == "mean" else nonzero
     count = count.where(count > 0, 1).to(fixed.dtype)
     if across is not None and across_slopes is not None:

@@ -17,8 +17,8 @@ from metricid.losses.functional import npair_loss, triplet_loss
 from metricid.losses.matrices import Pairs
 from metricid.losses.mined import choose, keep
 from metricid.losses.pairwise import PairwiseLoss
-from metricid.losses.remembered import RememberedLoss
 from metricid.mining import MINERS, Beside, Miner, build_miner, pair_masks, pair_weights
+from metricid.mining.miners import BatchAll
 
 # Every loss that takes a miner, in the forms that compute differently.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -318,8 +318,8 @@ def test_no_miner_is_all_pairs() -> None:
     for name, options in VARIANTS.items():
         plain = LOSSES.build(ALL[name])
         everything = LOSSES.build({**options, "miner": "batch_all"})
-        assert plain.miner is None
-        assert everything.miner is None
+        for loss in (plain, everything):
+            assert isinstance(loss.miner, BatchAll) if options["loss"] == "triplet" else loss.miner is None
         assert torch.equal(plain(x, labels), everything(x, labels))
 
 
@@ -360,41 +360,6 @@ def test_what_a_recipe_asks_for_wrongly_is_explained(options: Any, path: str, me
 def test_all_problems_of_a_loss_come_together() -> None:
     found = Objective.problems([{"loss": "circle", "margin": 2.0, "miner": {"name": "hdc", "share": 2.0}}])
     assert {path for path, _ in found} == {"0.margin", "0.miner"}
-
-
-def test_a_recipe_with_miners_trains_and_tallies() -> None:
-    terms = [
-        {"loss": "supcon", "miner": "multi_similarity"},
-        {"loss": "triplet", "miner": {"name": "semi_hard_all", "margin": 5.0}},
-        {"loss": "triplet", "miner": {"name": "hard_top_k", "negatives": 2}, "memory": {"size": 20}},
-        {"loss": "contrastive", "miner": "angular", "memory": {"size": 20}},
-        {"loss": "lifted_structure"},
-    ]
-    assert Objective.problems(terms) == []
-    objective = Objective.from_config(terms, 4, 8, 8)
-    x, labels = batch()
-    for _ in range(2):
-        output = objective(x.float(), x.float(), labels, progress=0.5)
-        output.total.backward()
-        objective.after_step(x.float(), x.float(), labels)
-    tallies = {}
-    for name, loss in objective.losses.items():
-        inner = loss.loss if isinstance(loss, RememberedLoss) else loss
-        tallies[name] = None if inner.miner is None else inner.miner.tally.read()
-    assert tallies["lifted_structure"] is None
-    assert all(tally is not None and tally[0] > 0 and tally[1] == 2 for tally in list(tallies.values())[:4])
-    # Of 12 anchors one positive with two negatives each: 3 pairs, in the batch and in the memory.
-    assert tallies["triplet_2"] == (12 * 3 * 2, 2)
-
-
-def test_the_tally_of_triplets_counts_triplets() -> None:
-    x, labels = batch(classes=2, images=2)
-    loss = TripletLoss()
-    loss(x, labels)
-    assert loss.miner is not None
-    assert loss.miner.tally.read() == (4, 1)
-    loss(x[:2], labels[:2])
-    assert loss.miner.tally.read() == (0, 1)
 
 
 def test_what_a_loss_is_made_of_can_be_read() -> None:
