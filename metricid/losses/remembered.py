@@ -12,6 +12,7 @@ from metricid.losses.mined import may_mine, miner_of
 from metricid.losses.pairwise import PairwiseLoss
 from metricid.losses.term import Moment, SideTerm
 from metricid.mining.memory import CrossBatchMemory
+from metricid.mining.miners import MINERS
 from metricid.registry import signature_problems, unknown
 
 
@@ -120,12 +121,15 @@ def takes_memory(loss: type) -> bool:
 def _unfit(options: Mapping[str, Any]) -> str | None:
     """Why a loss that takes references would do so at a price that no memory is worth."""
     name, choice = options["loss"], options.get("miner", "batch_hard")
-    swapped = options.get("swap", False) and may_mine(choice)[0]
-    if swapped:
+    price = "which would compare all of the memory with itself"
+    if options.get("swap", False) and may_mine(choice)[0]:
         miner = miner_of(choice)
-        swapped = miner is None or not miner.in_triplets
-        choice = "batch_all" if miner is None else miner.name
-    if swapped or getattr(LOSSES.get(name), "grows_squared", False):
-        what = f"swap: true and miner: {choice}" if swapped else f"loss {name}"
-        return f"is not for {what}, which would compare all of the memory with itself; leave one of them out"
+        if miner is None or not miner.in_triplets:
+            single = [known for known in MINERS.names() if MINERS.get(known)().in_triplets]
+            return (
+                f"is not for swap: true and miner: {'batch_all' if miner is None else miner.name}, {price}; "
+                f"take swap: false, or a miner of single triplets ({', '.join(single)})"
+            )
+    if getattr(LOSSES.get(name), "grows_squared", False):
+        return f"is not for loss {name}, {price}; leave one of them out"
     return None

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from metricid.losses import LOSSES, ContrastiveLoss, Objective, TripletLoss
 from metricid.losses.pairwise import PairwiseLoss
+from metricid.mining import MINERS
 
 SIZES = {"num_classes": 6, "feature_dim": 5, "embedding_dim": 4}
 
@@ -189,7 +190,8 @@ def test_options_that_cannot_be_are_refused_with_their_place(memory, path, messa
         (
             [{"loss": "triplet", "swap": True, "miner": "batch_all", "memory": {"size": 8}}],
             "0.memory",
-            "is not for swap: true and miner: batch_all",
+            "is not for swap: true and miner: batch_all, which would compare all of the memory with itself; "
+            "take swap: false, or a miner of single triplets (",
         ),
         (
             [{"task": "number", "column": "age", "memory": {"size": 8}}],
@@ -210,3 +212,27 @@ def test_options_that_cannot_be_are_refused_with_their_place(memory, path, messa
 def test_combinations_that_cannot_be_are_refused(terms, path, message):
     ((found, text),) = Objective.problems(terms)
     assert found == path and message in text
+
+
+@pytest.mark.parametrize("miner", [*MINERS.names(), None])
+def test_a_swap_beside_a_memory_is_for_miners_of_single_triplets(miner):
+    term = {"loss": "triplet", "swap": True, "miner": miner, "memory": {"size": 40}}
+    problems, labels = Objective.problems([term]), torch.arange(12) % 4
+    if miner in ("batch_hard", "semi_hard", "easy_positive", "distance_weighted"):
+        assert problems == []
+        objective = Objective.from_config([term], 4, 8, 8)
+        for x in torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(0)):
+            value = objective(x, x, labels, 0.5).total
+            objective.after_step(x, x, labels)
+        assert value.isfinite() and value > 0
+        return
+    ((path, text),) = problems
+    assert path == "0.memory" and "\n" not in text
+    assert text.startswith(f"is not for swap: true and miner: {miner or 'batch_all'}, which")
+    assert {"batch_hard", "semi_hard", "easy_positive", "distance_weighted"} == set(
+        text.partition("(")[2].rstrip(")").split(", ")
+    )
+    assert Objective.problems([{**term, "swap": False}]) == []
+    without = Objective.from_config([{k: v for k, v in term.items() if k != "memory"}], 4, 8, 8)
+    x = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    assert without(x, x, labels, 0.5).total.isfinite()
