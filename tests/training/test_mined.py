@@ -72,7 +72,7 @@ def _without_times(value):
 
 
 def test_identities_above_the_guard_are_listed(mining):
-    mining.set(data__sampler__guard=-1.0)
+    mining.set(data__sampler__guard=-0.999)
     outcome = mining.train()
     with open(mining.run / "suspects.csv", newline="") as file:
         rows = list(csv.DictReader(file))
