@@ -40,6 +40,7 @@ from metricid.training.build import check_recipe
 from metricid.training.checkpoint import load_embedder
 
 PYTORCH, FLOAT, INT8 = "PyTorch", "ONNX", "int8"
+_OF_INT8 = {"calibration_images": 256, "max_drop": 0.05}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="normalised: float32 [N,3,H,W] (default); pixels: uint8 [N,H,W,3] RGB, normalised inside",
     )
     parser.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images")
-    parser.add_argument(
-        "--calibration-images", type=int, default=256, metavar="N", help="for --int8 (default: 256)"
-    )
+    parser.add_argument("--calibration-images", type=int, metavar="N", help="for --int8 (default: 256)")
     parser.add_argument(
         "--max-drop",
         type=float,
-        default=0.05,
         metavar="SHARE",
         help="most that rank-1 or TAR@FAR may lose by --int8 (default: 0.05)",
     )
@@ -127,6 +125,11 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.output.suffix.lower() != ".onnx" or options.output.is_dir():
         raise InputError(f"-o: {options.output} must be a file whose name ends in .onnx")
     check_folder("-o", options.output.parent)
+    for name, default in _OF_INT8.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif not options.int8:
+            raise InputError(f"--{name.replace('_', '-')}: is for --int8; add it, or leave this out")
     least = {"calibration_images": 1, "check_images": 0, "max_drop": 0, "workers": 0}
     for name, bound in least.items():
         value = getattr(options, name)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metricid.cli.search_place import say
 from metricid.cli.search_queries import Answer, Verdicts
 from metricid.config import expand
 from metricid.data.sources import ImageSource, open_source
@@ -55,6 +56,9 @@ def draw_grid(answers: Sequence[Answer], verdicts: Verdicts | None, root: str, f
                 color = MATCH if verdicts.match(hit["score"]) else NO_MATCH
                 text += f"\n{verdicts.word(hit['score'])}"
             _tile(place, _picture(source, hit[KEY]), text, color)
+    tiles = [place for line in axes for place in line if place.axison]
+    if empty := sum(not place.images for place in tiles):
+        say(f"{root}: {empty} of {len(tiles)} pictures are missing, damaged or unreadable; is --root right?")
     with atomic_write(file) as out:
         figure.savefig(out, format="png")
 

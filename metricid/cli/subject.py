@@ -166,11 +166,14 @@ def run_splits(
 def check_overrides(overrides: Sequence[str]) -> None:
     """A trained model takes other data and other ways to evaluate it, and nothing else.
 
+    The size of its images is its own, though it is written among the data.
+
     Raises:
         InputError: names an override of something else.
     """
     for text in overrides:
-        if "=" in text and not text.startswith(("data.", "evaluation.")):
+        name = text.partition("=")[0].strip()
+        if "=" in text and (name == "data.size" or not name.startswith(("data.", "evaluation."))):
             raise InputError(
                 f"{text}: a trained model stays as it is; only data.* and evaluation.* can be changed"
             )

@@ -218,6 +218,8 @@ class EmbeddingReader:
         self.card = card
 
     def _unreadable(self, error: Exception) -> InputError:
+        if isinstance(error, PermissionError):
+            return InputError(f"{self.path}: cannot be read (Permission denied); check its rights")
         return InputError(f"{self.path}: not a readable Parquet file ({' '.join(str(error).split())})")
 
 

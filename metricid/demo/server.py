@@ -101,7 +101,9 @@ def listen(host: str, port: int) -> socket.socket:
             raise InputError(
                 f"--host {host}: is no address of this machine; give one of its own, or leave it out"
             ) from None
-        raise InputError(f"--port: {port} cannot be opened on {host} ({error.strerror})") from None
+        raise InputError(
+            f"--port: {port} cannot be opened on {host} ({error.strerror}); give another one, above 1023"
+        ) from None
     return taken
 
 

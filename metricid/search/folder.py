@@ -57,7 +57,9 @@ def _open_lock(folder: Path) -> IO[str]:
         try:
             file = (folder / LOCK).open("a+")
         except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}); check the rights of the folder and its files"
+            ) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
@@ -88,7 +90,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         card = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: is no index (it has no {CARD}); make one with search build") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check its rights") from None
+    except ValueError as error:
         raise InputError(f"{file}: cannot be read ({error}); build the index again") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         version = card.get("format") if isinstance(card, dict) else None

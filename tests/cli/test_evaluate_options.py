@@ -22,7 +22,9 @@ def test_distractors_without_reid(stored, capfd):
     assert main(["evaluate", stored]) == 0
 
 
-@pytest.mark.parametrize("override", ["model.backbone=resnet50", "optim.lr=0.1", "seed=3"])
+@pytest.mark.parametrize(
+    "override", ["model.backbone=resnet50", "optim.lr=0.1", "seed=3", "data.size=[64,64]"]
+)
 def test_a_trained_model_is_not_changed_by_an_override(override, capfd):
     assert main(["evaluate", "runs/none", override]) == 2
     assert f"{override}: a trained model stays as it is" in capfd.readouterr().err

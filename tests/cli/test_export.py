@@ -259,8 +259,11 @@ def test_nan_in_an_export_is_refused(run_folder, exported, tmp_path, monkeypatch
     [
         (["-o", "model.pt"], "must be a file whose name ends in .onnx"),
         (["-o", "/dev/null/model.onnx"], "no folder that can be written to"),
-        (["-o", "m.onnx", "--max-drop", "nan"], "--max-drop: must be at least 0"),
-        (["-o", "m.onnx", "--calibration-images", "0"], "--calibration-images: must be at least 1"),
+        (["-o", "m.onnx", "--int8", "--max-drop", "nan"], "--max-drop: must be at least 0"),
+        (["-o", "m.onnx", "--int8", "--calibration-images", "0"], "--calibration-images: must be at least 1"),
+        (["-o", "m.onnx", "--max-drop", "0.1"], "--max-drop: is for --int8"),
+        (["-o", "m.onnx", "--calibration-images", "9"], "--calibration-images: is for --int8"),
+        (["-o", "m.onnx", "data.size=[64,64]"], "data.size=[64,64]: a trained model stays as it is"),
         (["-o", "m.onnx", "--check-images", "-1"], "--check-images: must be at least 0"),
         (["-o", "m.onnx", "--option", "seed=1"], "--option: is for other data"),
         (["-o", "m.onnx", "--layout", "manifest"], "--manifest: --layout manifest needs the table"),

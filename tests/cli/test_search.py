@@ -238,6 +238,10 @@ def test_a_grid_shows_queries_and_hits(shop):
     assert picture.shape[0] > 250 and picture.shape[1] > 500
     green = np.abs(picture[..., :3] - np.array([10, 125, 50]) / 255).max(axis=2) < 0.02
     assert green.any(), "the frame of a match"
+    assert "pictures" not in shop.err
+    (shop.folder / "other").mkdir()
+    shop.ok(*words, "--root", shop.folder / "other")
+    assert "other: 9 of 10 pictures are missing, damaged or unreadable; is --root right?" in shop.err
     shop.refused(*words, says="--grid: needs the images of the index: --root")
     shop.refused(*words[:-1], "grid.jpg", "--root", shop.photos, says="must be the name of a .png")
 
