@@ -58,7 +58,7 @@ def _open_lock(folder: Path) -> IO[str]:
             file = (folder / LOCK).open("a+")
         except OSError as error:
             raise InputError(
-                f"{folder}: cannot be written ({error.strerror}); check the rights of the folder and its files"
+                f"{folder}: cannot be written ({error.strerror}); check the rights of it and its files"
             ) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

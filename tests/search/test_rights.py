@@ -65,7 +65,7 @@ def test_an_index_that_may_not_be_written_stays_and_says_what_to_check(
         file.chmod(0o555 if file == place else 0o444)
     before = sorted(place.iterdir())
     line = as_nobody(lambda: SearchIndex(place).remove(identity="person-0003"))
-    assert line.startswith(f"{place}: cannot be written (Permission denied); check the rights of the folder")
+    assert line.startswith(f"{place}: cannot be written (Permission denied); check the rights of it and")
     assert sorted(place.iterdir()) == before and len(SearchIndex(place)) == 400
     place.chmod(0o755)
 
