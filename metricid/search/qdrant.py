@@ -165,6 +165,7 @@ class QdrantStore:
             known = self._points(check_keys(keys, "keys to remove"), with_payload=[KEY])
             missing = [key for key in keys if key not in known]
             if missing:
+                self._free()
                 raise MissingRowError(missing)
             removed = len(known)
             selector: Any = self._models.PointIdsList(points=[_number(key) for key in known])
@@ -174,13 +175,18 @@ class QdrantStore:
             where.check(self._schema)
             removed = self._count(where)
             if removed == 0:
+                self._free()
                 raise no_identity(self.name, identity)
             selector = self._models.FilterSelector(filter=self._filter(where))
         if removed:
             self._ask("delete", points_selector=selector, wait=True)
-            if self._server.folder is not None:
-                self._server.rewrite()
+            self._free()
         return removed
+
+    def _free(self) -> None:
+        """Frees the bytes of deleted rows in a local folder, also after a removal that was killed."""
+        if self._server.folder is not None:
+            self._server.rewrite()
 
     def finish(self) -> None:
         """Waits until the server has indexed what it was given, and measures recall."""
