@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, too
 # The same examples in every run, so that a failure belongs to a change; others: --hypothesis-profile=explore.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore", derandomize=False)

@@ -40,7 +40,7 @@ from metricid.training.build import check_recipe
 from metricid.training.checkpoint import load_embedder
 
 PYTORCH, FLOAT, INT8 = "PyTorch", "ONNX", "int8"
-_OF_INT8 = {"calibration_images": 256, "max_drop": 0.05}
+OF_INT8 = {"calibration_images": 256, "max_drop": 0.05}  # defaults of the options that --int8 alone takes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.output.suffix.lower() != ".onnx" or options.output.is_dir():
         raise InputError(f"-o: {options.output} must be a file whose name ends in .onnx")
     check_folder("-o", options.output.parent)
-    for name, default in _OF_INT8.items():
+    for name, default in OF_INT8.items():
         if getattr(options, name) is None:
             setattr(options, name, default)
         elif not options.int8:

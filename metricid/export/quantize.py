@@ -12,7 +12,7 @@ from torch import Tensor
 from metricid.errors import InputError
 from metricid.export.graph import strip_traces, with_card
 from metricid.models.onnx import OnnxModel, onnx_fingerprint
-from metricid.models.onnx_file import graph_digest, import_onnx
+from metricid.models.onnx_file import graph_digest, import_onnx, import_onnxruntime
 from metricid.models.weights import first_line
 
 BATCH = 16
@@ -41,6 +41,7 @@ def quantize_int8(model: OnnxModel, images: Tensor) -> bytes:
     if len(images) == 0:
         raise InputError("int8: needs images to calibrate with")
     onnx = import_onnx()
+    import_onnxruntime()  # before any module of it
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

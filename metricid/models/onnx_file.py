@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -86,15 +87,20 @@ def import_onnx() -> Any:
 
 
 def import_onnxruntime() -> Any:
-    """The package `onnxruntime`.
+    """The package `onnxruntime`, told to report nothing.
+
+    From 1.31 on it gives a machine an identifier and sends what runs there to its makers, unless the
+    environment forbids that before the import. Who works with faces has not agreed to it.
 
     Raises:
         InputError: it is not installed.
     """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ImportError:
         raise _missing("onnxruntime") from None
+    onnxruntime.disable_telemetry_events()  # where somebody imported it before us
     return onnxruntime
 
 

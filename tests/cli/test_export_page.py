@@ -21,6 +21,6 @@ def test_the_page_has_every_option_with_its_default():
     for name, default in stated.items():
         action = parser._option_string_actions[name]
         if default.startswith("`"):
-            assert default == f"`{action.default}`"
+            assert default == f"`{command.OF_INT8.get(action.dest, action.default)}`"
         else:
             assert action.required == (default == "required") and not action.default

@@ -1,7 +1,10 @@
 """ONNX files as models: our exports against PyTorch, other programs' files against arithmetic by hand."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -451,3 +454,24 @@ def test_wrong_images_are_a_fault_of_the_caller(exported):
     model = OnnxModel(OnnxFile.parse(exported, "model.onnx"))
     with pytest.raises(ValueError, match="expected uint8 images"):
         model.embed(torch.zeros(1, 3, 32, 24), flip=False)
+
+
+def test_onnxruntime_reports_nothing(tmp_path):
+    """It would keep an identifier of the machine in the home folder, and send events from there."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    (tmp_path / "relu.onnx").write_bytes(model.SerializeToString())
+    code = "import numpy; {}.InferenceSession('relu.onnx').run(None, {{'x': numpy.ones(1, 'f')}})"
+    ours = "__import__('metricid.models.onnx_file', fromlist=['_']).import_onnxruntime()"
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))}
+    subprocess.run(
+        [sys.executable, "-c", code.format(ours)],
+        env={**kept, "HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=tmp_path,
+        check=True,
+    )
+    assert not list(home.rglob("*"))
