@@ -14,6 +14,7 @@ from metricid.search.store import IDENTITY, KEY, Filter, MissingRowError, Vector
 
 MAX_DIMENSION = 2000  # of an HNSW index on the type vector
 MAX_EF_SEARCH = 1000
+_UNFREED = "unfreed"  # in the card, from the deletion of rows until their bytes are gone
 _CARD = "metricid_store"
 _TYPES = {"text": pa.string(), "real": pa.float32()}
 _SQL_TYPES = {pa.string(): "text NOT NULL DEFAULT ''", pa.float32(): "real"}
@@ -238,6 +239,22 @@ class Table:
         if missing:
             raise MissingRowError(missing)
         return self._execute(connection, "DELETE FROM {table} WHERE {key} = ANY(%s)", [list(keys)]).rowcount
+
+    def note_removal(self, connection: Any, *, freed: bool) -> None:
+        """Keeps in the card that deleted rows still have their bytes in the files, or that no longer.
+
+        Only the table's owner can write the card, and only the owner can free them.
+        """
+        statement = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s"
+        if connection.execute(statement, [self._must_find(connection)[0]]).fetchone()[0]:
+            card = {
+                name: value for name, value in (self.read_card(connection) or {}).items() if name != _UNFREED
+            }
+            self.write_card(connection, card if freed else {**card, _UNFREED: True})
+
+    def is_unfreed(self, connection: Any) -> bool:
+        """Whether a removal was cut off before it freed its rows."""
+        return bool((self.read_card(connection) or {}).get(_UNFREED))
 
     def vacuum(self, connection: Any, *, full: bool) -> None:
         """Frees the place of deleted rows; `full` writes the table and its indexes anew."""

@@ -182,17 +182,34 @@ class PgvectorStore:
             InputError: also where the rows are deleted, but this user may not vacuum the table.
         """
         check_removal(keys, identity)
-        removed = self._session.run(lambda connection: self._table.delete(connection, keys, identity))
-        if removed:
-            self._session.warnings.clear()
-            full = self._options.vacuum == "full"
-            self._session.run(lambda connection: self._table.vacuum(connection, full=full))
-            if self._session.warnings:
-                raise InputError(
-                    f"{self._table.name}: {removed} rows are deleted, but their place is not freed "
-                    f"({self._session.warnings[0]}); let the table's owner run VACUUM FULL"
-                )
+        run, table, full = self._session.run, self._table, self._options.vacuum == "full"
+
+        def delete(connection: Any) -> int:
+            with connection.transaction():
+                removed = table.delete(connection, keys, identity)
+                if full:
+                    table.note_removal(connection, freed=False)
+            return removed
+
+        try:
+            removed = run(delete)
+        except InputError:
+            if full and run(table.is_unfreed):  # one that was killed has done its half
+                self._free(full=True)
+            raise
+        self._session.warnings.clear()
+        self._free(full=full)
+        if self._session.warnings:
+            raise InputError(
+                f"{self._table.name}: {removed} rows are deleted, but their place is not freed "
+                f"({self._session.warnings[0]}); let the table's owner run VACUUM FULL"
+            )
         return removed
+
+    def _free(self, *, full: bool) -> None:
+        self._session.run(lambda connection: self._table.vacuum(connection, full=full))
+        if full:
+            self._session.run(lambda connection: self._table.note_removal(connection, freed=True))
 
     def finish(self) -> None:
         """Builds the HNSW index and the B-trees of `indexed` where they are missing, and measures recall."""

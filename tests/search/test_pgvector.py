@@ -326,6 +326,29 @@ def test_removed_rows_leave_no_trace_in_the_files(server, store, sql, table):
     np.testing.assert_array_equal(store.query(vectors[280:296], 1).keys[:, 0], keys[280:296])
 
 
+def test_a_removal_that_was_cut_off_is_ended_by_the_next(server, store, sql, table, monkeypatch):
+    keys, vectors, rows = people(40, seed=98, prefix=f"{table}-")
+    store.add(keys, vectors, rows)
+    store.finish()
+    marks = [key.encode() for key in keys[:4]]
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pgtable.Table, "vacuum", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove(keys=keys[:4])
+    sql.execute("CHECKPOINT")
+    assert store.stats()["rows"] == 36 and traces(server, marks) == set(marks)
+    refused(lambda: store.remove(keys=keys[:4]), keys[0])
+    sql.execute("CHECKPOINT")
+    assert traces(server, marks) == set() and store.stats()["rows"] == 36
+    with monkeypatch.context() as patch:  # nothing is left to free
+        patch.setattr(pgtable.Table, "vacuum", killed)
+        refused(lambda: store.remove(keys=keys[:4]), keys[0])
+
+
 def test_rights_that_are_missing_are_named(server, url, table, sql, monkeypatch):
     store = open_store(url, card=CARD, retry=FAST)
     keys, vectors, rows = people(12)
