@@ -10,56 +10,40 @@ from metricid.search import SearchIndex
 
 
 @pytest.fixture
-def as_nobody():
-    """Root may read everything: a child gives that up, and hands back what was said."""
+def as_nobody(tmp_path):
+    """Root may read everything, so it gives that up for a call, and returns the refusal."""
+    closed = [folder for folder in tmp_path.parents if not folder.stat().st_mode & 0o001]
+    modes = [folder.stat().st_mode for folder in closed]  # pytest's own folders are closed to other users
+    for folder in (*closed, tmp_path):
+        folder.chmod(0o755)
 
     def said(call):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            line = "nothing was refused"
-            try:
-                if os.geteuid() == 0:
-                    os.setegid(65534)
-                    os.seteuid(65534)
+        root = os.geteuid() == 0
+        if root:
+            os.setegid(65534)
+            os.seteuid(65534)
+        try:
+            with pytest.raises(InputError) as caught:
                 call()
-            except InputError as error:
-                line = str(error)
-            except BaseException as error:
-                line = repr(error)
-            os.write(writer, line.encode())
-            os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader) as told:
-            line = told.read()
-        os.waitpid(child, 0)
-        return line
+        finally:
+            if root:
+                os.seteuid(0)
+                os.setegid(0)
+        return str(caught.value)
 
-    return said
-
-
-@pytest.fixture
-def open_way(tmp_path):
-    """pytest's own folders are closed to other users."""
-    before = []
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        before.append((folder, folder.stat().st_mode))
-        folder.chmod(0o755)
-    yield
-    for folder, mode in before:
+    yield said
+    for folder, mode in zip(closed, modes, strict=True):
         folder.chmod(mode)
 
 
-def test_a_card_that_may_not_be_read_is_not_to_be_built_again(build, people, place, as_nobody, open_way):
+def test_a_card_that_may_not_be_read_is_not_to_be_built_again(build, people, place, as_nobody):
     build(people)
     (place / "card.json").chmod(0)
     line = as_nobody(lambda: SearchIndex(place))
     assert line == f"{place}/card.json: cannot be read (Permission denied); check its rights"
 
 
-def test_an_index_that_may_not_be_written_stays_and_says_what_to_check(
-    build, people, place, as_nobody, open_way
-):
+def test_an_index_that_may_not_be_written_stays_and_says_what_to_check(build, people, place, as_nobody):
     build(people)
     for file in (place, *place.iterdir()):
         file.chmod(0o555 if file == place else 0o444)
@@ -70,7 +54,7 @@ def test_an_index_that_may_not_be_written_stays_and_says_what_to_check(
     place.chmod(0o755)
 
 
-def test_embeddings_that_may_not_be_read(tmp_path, as_nobody, open_way):
+def test_embeddings_that_may_not_be_read(tmp_path, as_nobody):
     file = tmp_path / "e.parquet"
     file.write_bytes(b"PAR1")
     file.chmod(0)
