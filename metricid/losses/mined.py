@@ -52,7 +52,7 @@ def keep(pairs: Pairs, miner: Miner | None, *, squared: bool = False) -> Pairs:
     weights = pairs.x.new_empty(len(pairs.x), len(pairs.y))
     for rows, sheet, found in _found(pairs, miner, squared):
         weights[rows] = pair_weights(found, sheet)
-    miner.tally.add((weights > 0).sum())
+    miner.tally.add(torch.count_nonzero(weights))
     return replace(pairs, weights=weights)
 
 
@@ -74,7 +74,7 @@ def choose(pairs: Pairs, miner: Miner, *, squared: bool, sheet: Tensor | None = 
     width = max(part.valid.shape[1] for part in parts)
     wide = (Triplets(*(F.pad(t, (0, width - t.shape[1])) for t in part)) for part in parts)
     triplets = Triplets(*(torch.cat(columns) for columns in zip(*wide, strict=True)))
-    miner.tally.add(triplets.valid.sum())
+    miner.tally.add(torch.count_nonzero(triplets.valid))
     return triplets
 
 
@@ -93,7 +93,7 @@ def triplets_of(
     if squared and not miner.takes_squares:
         sheet = sheet.sqrt()
     for columns, valid in miner.triplets(sheet, *pairs.masks(), _beside(pairs, miner)):
-        count += valid.sum()
+        count += torch.count_nonzero(valid)
         yield columns, valid
     miner.tally.add(count)
 

@@ -243,7 +243,9 @@ def test_hdc_keeps_a_share_of_each_kind_over_the_whole_batch(problem: Problem, s
     assert torch.equal(weights, expected)
     for mask in problem.masks:  # what other devices compute
         if mask.any():
-            assert _selected(d, mask, share) == _sorted(d, mask, share)
+            for sheet in (d, d.bfloat16()):
+                for largest in (False, True):
+                    assert _selected(sheet, mask, share, largest) == _sorted(sheet, mask, share, largest)
 
 
 @given(problems(), st.sampled_from([0.3, 1.0]))

@@ -129,29 +129,35 @@ class HardPercentile(Miner):
     def __call__(
         self, sheet: Tensor, positive: Tensor, negative: Tensor, beside: Beside | None = None
     ) -> Tensor:
-        near = negative & (sheet <= _share_from_below(sheet, negative, self.share))
-        far = positive & (sheet >= -_share_from_below(-sheet, positive, self.share))
-        return (near | far).to(sheet.dtype)
+        chosen = negative & (sheet <= _limit(sheet, negative, self.share, largest=False))
+        chosen |= positive & (sheet >= _limit(sheet, positive, self.share, largest=True))
+        return chosen.to(sheet.dtype)
 
 
-def _share_from_below(values: Tensor, mask: Tensor, share: float) -> Tensor:
-    """The largest of the smallest ceil(share * count) masked values; any value where there is none."""
-    return (_selected if values.device.type == "cpu" else _sorted)(values, mask, share)
+def _limit(values: Tensor, mask: Tensor, share: float, *, largest: bool) -> Tensor:
+    """The last of the ceil(share * count) smallest, or largest, masked values; any where there is none."""
+    return (_selected if values.device.type == "cpu" else _sorted)(values, mask, share, largest)
 
 
-def _selected(values: Tensor, mask: Tensor, share: float) -> Tensor:
-    chosen = values[mask]
-    if not len(chosen):
+def _selected(values: Tensor, mask: Tensor, share: float, largest: bool) -> Tensor:
+    values = values.float() if values.dtype == torch.bfloat16 else values  # which NumPy does not know
+    # PyTorch's own selection and kthvalue hold places of all the values, eight bytes for each.
+    among = values.numpy()[mask.numpy()]
+    if not len(among):
         return values.new_zeros(())
-    return chosen.kthvalue(max(1, math.ceil(share * len(chosen) - _SLACK))).values
+    wanted = max(1, math.ceil(share * len(among) - _SLACK))
+    place = len(among) - wanted if largest else wanted - 1
+    among.partition(place)
+    return values.new_tensor(among[place])
 
 
-def _sorted(values: Tensor, mask: Tensor, share: float) -> Tensor:
+def _sorted(values: Tensor, mask: Tensor, share: float, largest: bool) -> Tensor:
     """As `_selected`, but the host does not wait to know how many there are."""
-    ascending = values.masked_fill(~mask, torch.inf).flatten().sort().values
+    left_out = -torch.inf if largest else torch.inf
+    ordered = values.masked_fill(~mask, left_out).flatten().sort(descending=largest).values
     count = mask.sum().to(torch.float32 if values.device.type == "mps" else torch.float64)
     wanted = (count * share - _SLACK).ceil().long().clamp(min=1)
-    return ascending.gather(0, wanted[None] - 1)[0]
+    return ordered.gather(0, wanted[None] - 1)[0]
 
 
 @MINERS.register("adaptive_weights")
