@@ -13,7 +13,7 @@ import torch
 import yaml
 from pydantic_core import PydanticUndefined
 
-from metricid.cli.main import COMMANDS
+from metricid.cli.main import COMMANDS, _parse
 from metricid.config import RunConfig, Section, find_recipe, read_recipe
 from metricid.data.factory import SYNTHETIC, layout_names
 from metricid.data.manifest import COLUMNS
@@ -164,7 +164,7 @@ def command_lines() -> list[Any]:
 def test_every_command_is_understood(words):
     command, *arguments = words
     assert command in COMMANDS
-    options = parser_of(command).parse_args(arguments)
+    options = _parse(parser_of(command), arguments)
     if command == "train":
         file = find_recipe(options.recipe)
         check_recipe(read_recipe(file, options.overrides), str(file))

@@ -49,9 +49,15 @@ def keep(pairs: Pairs, miner: Miner | None, *, squared: bool = False) -> Pairs:
     """
     if miner is None:
         return pairs
-    weights = pairs.x.new_empty(len(pairs.x), len(pairs.y))
+    weights: Tensor | None = None
     for rows, sheet, found in _found(pairs, miner, squared):
-        weights[rows] = pair_weights(found, sheet)
+        part = pair_weights(found, sheet)
+        if len(part) == len(pairs.x):
+            weights = part
+            continue
+        weights = pairs.x.new_empty(len(pairs.x), len(pairs.y)) if weights is None else weights
+        weights[rows] = part
+    assert weights is not None  # a batch has a row
     miner.tally.add(torch.count_nonzero(weights))
     return replace(pairs, weights=weights)
 
