@@ -1,14 +1,10 @@
 """Two processes against one: gradients of backbone and head on the joined batch."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.testing import assert_close
+from two_ranks import in_two_ranks
 
 from metricid.errors import InputError
 from metricid.losses.objective import Objective
@@ -19,8 +15,6 @@ from metricid.training.distributed import (
     gather_objects,
     join_batchnorm,
     pick_device,
-    start_world,
-    stop_world,
     wrap_ddp,
 )
 from metricid.training.module import TrainingModule
@@ -57,12 +51,7 @@ def gradients(embedder, objective):
     return named | {f"objective.{n}": p.grad for n, p in objective.named_parameters()}
 
 
-def two_ranks(rank, port, results):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    world = start_world("cpu")
+def on_rank(world):
     found = {}
     for dtype in (torch.float64, torch.float32):
         embedder, objective = build(dtype)
@@ -71,26 +60,18 @@ def two_ranks(rank, port, results):
         module = TrainingModule(embedder, objective, pick_precision("fp32", world.device), True)
         wrapped = wrap_ddp(module, world.device, sync_buffers=False)
         images, labels = batch(dtype)
-        part = slice(8 * rank, 8 * rank + 8)
+        part = slice(8 * world.rank, 8 * world.rank + 8)
         output, _, _ = wrapped(images[part], labels[part], 0.5)
         output.total.backward()
         buffers = {n: b.clone() for n, b in embedder.named_buffers()}
         found[dtype] = ({n: g.clone() for n, g in gradients(embedder, objective).items()}, buffers)
-    flags = (any_rank(rank == 1, world), any_rank(False, world), gather_objects(rank, world))
-    results[rank] = (found, flags)
-    dist.barrier()
-    stop_world()
+    flags = (any_rank(world.rank == 1, world), any_rank(False, world), gather_objects(world.rank, world))
+    return (found, flags)
 
 
 @pytest.fixture(scope="module")
 def ranks():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(two_ranks, (port, results), nprocs=2)
-        return dict(results)
+    return in_two_ranks(on_rank)
 
 
 @pytest.mark.timeout(180)

@@ -5,15 +5,14 @@ import csv
 import json
 import os
 import signal
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from run_states import equal_but_for_the_clock, equal_to_the_bit, final_state
 from small_recipe import RECIPE
 from torch.testing import assert_close
+from two_ranks import in_two_ranks
 
 from metricid.data.loader import Loader
 from metricid.data.manifest import Manifest
@@ -23,7 +22,7 @@ from metricid.mining.offline import OfflineOptions, search_embeddings
 from metricid.training import offline, trainer
 from metricid.training.build import build_run, check_recipe
 from metricid.training.checkpoint import CheckpointStore
-from metricid.training.distributed import World, start_world, stop_world
+from metricid.training.distributed import World
 from metricid.training.embedding import embed_images
 from metricid.training.mined import MinedBatches
 from metricid.training.session import train
@@ -308,12 +307,7 @@ def test_the_log_tells_how_full_a_memory_is(tmp_path):
     assert full[:4] == [0.4, 0.8, 1.0, 1.0] and len(full) == 27
 
 
-def rank_main(rank, port, values, results):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    world = start_world("cpu")
+def on_rank(world, values):
     with pytest.MonkeyPatch.context() as patch:
         found = {}
         for name, part in values.items():
@@ -326,8 +320,7 @@ def rank_main(rank, port, values, results):
             mined = timeless({"mined": kept[0].run.mined.state_dict()})
             found[name] = {"batches": watch.batches, "vectors": watch.vectors, "mined": mined}
             patch.undo()
-        results[rank] = found
-    stop_world()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -340,13 +333,7 @@ def two(tmp_path_factory):
         "steps": recipe(folder, "steps", sampler=halves | {"offline": None, "refresh": 4}),
         "apart": recipe(folder, "apart", sampler=halves, sync_batchnorm=False, images=144),
     }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(rank_main, (port, values, results), nprocs=2)
-        return folder, values, [results[rank] for rank in (0, 1)]
+    return folder, values, in_two_ranks(on_rank, values)
 
 
 @pytest.mark.timeout(180)

@@ -1,17 +1,13 @@
 """Losses with a miner in two processes: what is mined in the joined batch is what one process mines in it."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.testing import assert_close
+from two_ranks import in_two_ranks
 
 from metricid.losses.objective import Objective
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing
-from metricid.training.distributed import join_batchnorm, start_world, stop_world, wrap_ddp
+from metricid.training.distributed import join_batchnorm, wrap_ddp
 from metricid.training.found import Findings
 from metricid.training.module import TrainingModule
 from metricid.training.precision import pick_precision
@@ -58,34 +54,21 @@ def passes(forward, embedder, objective, part):
     return values, gradients, Findings(objective).read()
 
 
-def rank_main(rank, port, results):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    world = start_world("cpu")
+def on_rank(world):
     found = {}
     for name, term in MINED.items():
         embedder, objective = build(term)
         join_batchnorm(embedder, world.device)
         module = TrainingModule(embedder, objective, pick_precision("fp32", world.device), True)
         wrapped = wrap_ddp(module, world.device, sync_buffers=False)
-        part = slice(8 * rank, 8 * rank + 8)
+        part = slice(8 * world.rank, 8 * world.rank + 8)
         found[name] = passes(lambda *given, run=wrapped: run(*given)[0], embedder, objective, part)
-    results[rank] = found
-    dist.barrier()
-    stop_world()
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(rank_main, (port, results), nprocs=2)
-        return dict(results)
+    return in_two_ranks(on_rank)
 
 
 def alone(name, part=slice(0, 16)):

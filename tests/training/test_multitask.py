@@ -2,17 +2,15 @@
 
 import copy
 import json
-import os
 import signal
-import socket
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from run_states import equal_but_for_the_clock, equal_to_the_bit, final_state
 from torch.testing import assert_close
+from two_ranks import in_two_ranks
 
 from metricid.cli.main import main
 from metricid.data.dataset import ImageDataset
@@ -30,7 +28,6 @@ from metricid.losses.term import Side
 from metricid.training import trainer
 from metricid.training.build import check_recipe
 from metricid.training.columns import Columns
-from metricid.training.distributed import start_world, stop_world
 from metricid.training.session import train
 from metricid.training.signals import Stopped
 
@@ -181,14 +178,8 @@ def test_a_run_with_tasks_continues_to_the_bit(small):
     equal_to_the_bit(whole["columns"], final_state(small.run)["columns"])
 
 
-def rank_main(rank, port, values):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    world = start_world("cpu")
+def on_rank(world, values):
     train(check_recipe(values, "two.yaml"), world)
-    stop_world()
 
 
 @pytest.mark.timeout(180)
@@ -203,10 +194,7 @@ def test_two_processes_end_as_one_on_the_joined_batch(small):
     expected = final_state(small.run)
     small.set(name="two")
     small.values["data"]["sampler"]["identities"] //= 2
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(rank_main, (port, copy.deepcopy(small.values)), nprocs=2)
+    in_two_ranks(on_rank, copy.deepcopy(small.values))
     found = final_state(small.run)
     for part in ("model", "objective"):
         for name, value in expected[part].items():

@@ -1,22 +1,20 @@
 """Trainings whose batches are compared with a memory: continued, in two processes, with a second network."""
 
 import copy
-import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from run_states import equal_but_for_the_clock, equal_to_the_bit, final_state
 from small_recipe import RECIPE
 from torch.testing import assert_close
+from two_ranks import in_two_ranks
 
 from metricid.losses.objective import Objective
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing
 from metricid.training import trainer
 from metricid.training.build import check_recipe
 from metricid.training.checkpoint import CheckpointStore
-from metricid.training.distributed import World, join_batchnorm, start_world, stop_world, wrap_ddp
+from metricid.training.distributed import World, join_batchnorm, wrap_ddp
 from metricid.training.module import TrainingModule
 from metricid.training.momentum import SlowNetwork
 from metricid.training.precision import pick_precision
@@ -71,17 +69,12 @@ def gradients(embedder, objective):
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def rank_main(rank, port, values, results):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    world = start_world("cpu")
+def on_rank(world, values):
     embedder, objective = pieces()
     join_batchnorm(embedder, world.device)
     module = wrap_ddp(TrainingModule(embedder, objective, FP32, True), world.device, sync_buffers=False)
     x, labels = images()
-    part = slice(8 * rank, 8 * rank + 8)
+    part = slice(8 * world.rank, 8 * world.rank + 8)
     module(x[part], labels[part], 0.5)[0].total.backward()
     found = {"gradients": gradients(embedder, objective)}
     for sync in (True, False):
@@ -96,21 +89,14 @@ def rank_main(rank, port, values, results):
         train(check_recipe(here, "two"), world)
         trainer.Trainer._train = run
         found[sync] = kept[0].run.objective.state_dict()
-    results[rank] = found
-    stop_world()
+    return found
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """The folder of the runs in two processes, and what the ranks ended with."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(rank_main, (port, recipe(folder), results), nprocs=2)
-        return folder, [results[rank] for rank in (0, 1)]
+    return folder, in_two_ranks(on_rank, recipe(folder))
 
 
 def memories(state):

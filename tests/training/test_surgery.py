@@ -1,22 +1,19 @@
 """Gradients without conflicts: a step against one by hand, and two processes against one."""
 
-import os
-import socket
 from typing import NamedTuple
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from run_states import final_state
 from torch import nn
 from torch.testing import assert_close
+from two_ranks import in_two_ranks
 
 from metricid.errors import InputError
 from metricid.losses.objective import Objective
 from metricid.losses.recipe import Column
 from metricid.losses.term import Side, Taught
-from metricid.training.distributed import World, join_batchnorm, start_world, stop_world, wrap_ddp
+from metricid.training.distributed import World, join_batchnorm, wrap_ddp
 from metricid.training.module import TrainingModule
 from metricid.training.precision import pick_precision
 from metricid.training.surgery import GradientSurgery
@@ -254,20 +251,15 @@ def stateful_steps(module, objective, gather, part):
     return {name: value.clone() for name, value in objective.state_dict().items()}
 
 
-def two_ranks(rank, port, results):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    world = start_world("cpu")
-    part = slice(8 * rank, 8 * rank + 8)
+def on_rank(world):
+    part = slice(8 * world.rank, 8 * world.rank + 8)
     found = {}
     for name, terms in CASES.items():
         embedder, objective = build(terms)
         join_batchnorm(embedder, world.device)
         module = TrainingModule(embedder, objective, FP32, True)
         wrapped = wrap_ddp(module, world.device, sync_buffers=False)
-        torch.manual_seed(rank)  # as in a training, ranks draw unlike numbers
+        torch.manual_seed(world.rank)  # as in a training, ranks draw unlike numbers
         if name == "perturbed":
             images, labels, _, _ = batches()[0]
             wrapped(images[part], labels[part], 0.5)[0].total.backward()
@@ -277,20 +269,12 @@ def two_ranks(rank, port, results):
                 found[name] = pcgrad_steps(wrapped, embedder, objective, world, part)
         else:
             found[name] = stateful_steps(wrapped, objective, module.gather, part)
-    results[rank] = found
-    dist.barrier()
-    stop_world()
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(two_ranks, (port, results), nprocs=2)
-        return dict(results)
+    return in_two_ranks(on_rank)
 
 
 @pytest.mark.timeout(180)

@@ -10,17 +10,17 @@ import sys
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import yaml
 from run_states import equal_but_for_the_clock, final_state, validations
 from small_recipe import RECIPE
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from two_ranks import in_two_ranks
 
 from metricid.training import trainer
 from metricid.training.build import build_run, check_recipe
 from metricid.training.checkpoint import load_embedder, open_checkpoint
-from metricid.training.distributed import World, start_world, stop_world
+from metricid.training.distributed import World
 from metricid.training.session import train
 from metricid.training.signals import Stopped
 from metricid.training.validation import evaluate_model
@@ -105,19 +105,14 @@ def statistics(embedder):
     return {n: b.clone() for n, b in embedder.named_buffers() if "running" in n}
 
 
-def rank_main(rank, port, values, results):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    world, spy = start_world("cpu"), Spy()
+def on_rank(world, values):
+    spy = Spy()
     found = {}
     for name, part in values.items():
         train(check_recipe(halved(part), name), world)
         found[name] = spy.take()
     found["stopped"] = stopped_in_validation(halved(values["averaged"]), world)
-    results[rank] = found
-    stop_world()
+    return found
 
 
 def stopped_in_validation(values, world):
@@ -145,13 +140,7 @@ def stopped_in_validation(values, world):
 def runs(tmp_path_factory):
     """The folder of the runs in two processes, and what their ranks noted."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(rank_main, (port, recipes(folder), results), nprocs=2)
-        return folder, [results[rank] for rank in (0, 1)]
+    return folder, in_two_ranks(on_rank, recipes(folder))
 
 
 def same_on_both_ranks(ranks, name):
