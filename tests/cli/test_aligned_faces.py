@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from photos_recipe import photos_recipe
 from search.postgres import PASSWORD, running_postgres
 
 from metricid.cli.main import main
@@ -53,24 +54,11 @@ def world(tmp_path_factory):
     identities = [path.split("/")[0] for path in paths]
     Manifest.from_columns(path=paths, identity=identities, **columns).write(folder / "people.csv")
     Manifest.from_columns(path=paths, identity=identities).write(folder / "bare.csv")
-    recipe = {
-        "name": "aligns",
-        "runs": str(folder / "runs"),
-        "data": {
-            "train": "manifest",
-            "manifest": str(folder / "people.csv"),
-            "root": str(folder / "photos"),
-            "align": True,
-            "split": {"train_identities": 3},
-            "sampler": {"name": "pk", "identities": 3, "images": 2},
-            "workers": 0,
-        },
-        "model": {"backbone": "test_resnet"},
-        "objective": [{"loss": "softmax"}],
-        "train": {"images": 24, "precision": "fp32"},
-        "evaluation": {"every": 0, "flip": False},
-        "log": {"report": False},
-    }
+    recipe = photos_recipe(
+        folder, "aligns", train="manifest", manifest=str(folder / "people.csv"), align=True
+    )
+    recipe["evaluation"]["flip"] = False
+    recipe["log"] = {"report": False}
     (folder / "aligns.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", str(folder / "aligns.yaml")]) == 0
     run, table = str(folder / "runs" / "aligns"), str(folder / "people.csv")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from photos_recipe import photos_recipe
 
 from metricid.cli.main import main
 from metricid.models.embedder import Embedder, EmbedderConfig, Preprocessing, embedder_to_dict
@@ -30,22 +31,7 @@ class Shop:
             for number in range(4):
                 pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
                 cv2.imwrite(str(self.photos / person / f"{number}.jpg"), pixels)
-        self.values = {
-            "name": "shop",
-            "runs": str(folder / "runs"),
-            "data": {
-                "train": "folder",
-                "root": str(self.photos),
-                "size": [32, 32],
-                "split": {"train_identities": 3},
-                "sampler": {"name": "pk", "identities": 3, "images": 2},
-                "workers": 0,
-            },
-            "model": {"backbone": "test_resnet"},
-            "objective": [{"loss": "softmax"}],
-            "train": {"images": 24, "precision": "fp32"},
-            "evaluation": {"every": 0},
-        }
+        self.values = photos_recipe(folder, "shop", size=[32, 32])
 
     def recipe(self):
         file = self.folder / "shop.yaml"

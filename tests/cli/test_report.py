@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "report"))
-from made_up import HOSTILE, people, write_faces
+from report.made_up import HOSTILE, people, write_faces
 
 from metricid.cli import report
 from metricid.cli.main import main

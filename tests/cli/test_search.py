@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from photos_recipe import photos_recipe
 
 from metricid.cli.main import main
 from metricid.cli.search import add_arguments
@@ -37,22 +38,7 @@ def trained(tmp_path_factory):
             noisy = np.clip(base.astype(int) + random.integers(-30, 30, base.shape), 0, 255).astype(np.uint8)
             image = cv2.resize(noisy, (32, 32), interpolation=cv2.INTER_NEAREST)
             cv2.imwrite(str(folder / "photos" / person / f"{number}.png"), image)
-    recipe = {
-        "name": "shop",
-        "runs": str(folder / "runs"),
-        "data": {
-            "train": "folder",
-            "root": str(folder / "photos"),
-            "size": [32, 32],
-            "split": {"train_identities": 3},
-            "sampler": {"name": "pk", "identities": 3, "images": 2},
-            "workers": 0,
-        },
-        "model": {"backbone": "test_resnet"},
-        "objective": [{"loss": "softmax"}],
-        "train": {"images": 24, "precision": "fp32"},
-        "evaluation": {"every": 0},
-    }
+    recipe = photos_recipe(folder, "shop", size=[32, 32])
     (folder / "shop.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", str(folder / "shop.yaml")]) == 0
     for name, flags in (("photos", ["--flip"]), ("plain", [])):

@@ -4,15 +4,12 @@ import csv
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "report"))
-from made_up import HOSTILE, people, write_faces
+from report.made_up import HOSTILE, people, write_faces
 
 from metricid.cli.main import main
 from metricid.data import EmbeddingSet, Manifest

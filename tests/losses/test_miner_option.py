@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from clusters import clusters
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning import reducers as pml_reducers
@@ -70,19 +71,11 @@ def with_miner(name: str, miner: Miner | None) -> PairwiseLoss:
     return loss
 
 
-def batch(classes: int = 4, images: int = 3, dim: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(classes).repeat_interleave(images)
-    centers = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
-    noise = torch.randn(len(labels), dim, generator=generator, dtype=torch.float64)
-    return (0.5 * (centers[labels] + noise)).requires_grad_(), labels
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_pair_with_a_weight_counts_as_so_many_copies(name: str) -> None:
     """Of one anchor, against references of which each is there as often as its weight says."""
-    x, labels = batch(seed=1)
-    y, others = batch(classes=5, seed=2)
+    x, labels = clusters(seed=1)
+    y, others = clusters(classes=5, seed=2)
     weights = torch.randint(0, 4, (len(x), len(y)), generator=torch.Generator().manual_seed(3))
     for i in range(len(x)):
         times = weights[i]
@@ -101,7 +94,7 @@ def grads(value: Tensor, *leaves: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_batch_itself_is_as_references_without_self_pairs(name: str) -> None:
-    x, labels = batch()
+    x, labels = clusters()
     weights = torch.randint(0, 4, (len(x), len(x)), generator=torch.Generator().manual_seed(3)).double()
     weights = (weights * torch.rand(weights.shape, dtype=torch.float64)).fill_diagonal_(0)
     if name == "lifted":  # the partner's negatives are those of its own row, or of a column
@@ -119,7 +112,7 @@ def test_the_batch_itself_is_as_references_without_self_pairs(name: str) -> None
 
 
 def test_npair_mines_among_its_pairs() -> None:
-    x, labels = batch(classes=4, images=3)
+    x, labels = clusters(classes=4, images=3)
     anchors, partners = x[0::3], x[1::3]
     weights = torch.randint(0, 3, (4, 4), generator=torch.Generator().manual_seed(1)).double()
     weights[0, 0] = 0
@@ -175,7 +168,7 @@ def test_odd_batches_give_finite_losses_and_gradients(miner: str, labels: list[i
 @pytest.mark.parametrize("name", ["contrastive", "multi_similarity", "triplet", "angular", "lifted"])
 def test_gradients_are_those_of_what_was_chosen(miner: str, name: str) -> None:
     """Weights carry no gradient, so they are held while the embeddings move."""
-    x, labels = batch(classes=3, dim=4)
+    x, labels = clusters(classes=3, dim=4)
     chosen = build_miner(miner)
     assert chosen is not None
     torch.manual_seed(0)
@@ -191,8 +184,8 @@ def test_gradients_are_those_of_what_was_chosen(miner: str, name: str) -> None:
 @pytest.mark.parametrize("miner", sorted(set(MINERS.names()) - {"distance_weighted", "batch_all"}))
 def test_weights_found_by_the_loss_are_those_of_the_matrix(miner: str) -> None:
     """In blocks of rows, with references, and whatever the miner measures."""
-    x, labels = (t.detach() for t in batch(classes=12, images=4))
-    y, others = (t.detach() for t in batch(classes=12, images=50, seed=4))
+    x, labels = (t.detach() for t in clusters(classes=12, images=4))
+    y, others = (t.detach() for t in clusters(classes=12, images=50, seed=4))
     loss = LOSSES.build({"loss": "contrastive", "normalize": False, "reduction": "pairs", "miner": miner})
     chosen = build_miner(miner)
     assert chosen is not None
@@ -206,7 +199,7 @@ def test_weights_found_by_the_loss_are_those_of_the_matrix(miner: str) -> None:
 
 
 def test_a_large_batch_is_mined_in_blocks() -> None:
-    x, labels = (t.detach() for t in batch(classes=200, images=4))
+    x, labels = (t.detach() for t in clusters(classes=200, images=4))
     for miner in ("batch_hard", "semi_hard", "semi_hard_all", "easy_positive", "hdc", "adaptive_weights"):
         chosen = build_miner(miner)
         assert chosen is not None
@@ -217,7 +210,7 @@ def test_a_large_batch_is_mined_in_blocks() -> None:
 
 
 def test_the_same_seed_draws_the_same_negatives() -> None:
-    x, labels = batch()
+    x, labels = clusters()
     values = []
     for _ in range(2):
         torch.manual_seed(7)
@@ -231,7 +224,7 @@ def test_the_same_seed_draws_the_same_negatives() -> None:
 
 
 def test_the_selection_of_multi_similarity_is_its_miner() -> None:
-    x, labels = batch()
+    x, labels = clusters()
     inside = LOSSES.build({"loss": "multi_similarity", "epsilon": 0.2})(x, labels)
     beside = LOSSES.build(
         {"loss": "multi_similarity", "epsilon": None, "miner": {"name": "multi_similarity", "epsilon": 0.2}}
@@ -280,7 +273,7 @@ PEERS: dict[str, tuple[PairwiseLoss, Any, Any]] = {
 @pytest.mark.parametrize("name", PEERS)
 def test_equals_pytorch_metric_learning(name: str) -> None:
     mine, peer, miner = PEERS[name]
-    x, labels = batch(classes=6, images=4, dim=16)
+    x, labels = clusters(classes=6, images=4, dim=16)
     value, expected = mine(x, labels), peer(x, labels, miner(x, labels))
     assert expected > 0
     assert_close(value, expected, rtol=1e-6, atol=1e-7)
@@ -288,7 +281,7 @@ def test_equals_pytorch_metric_learning(name: str) -> None:
 
 
 def test_triplets_of_weights_count_as_their_product() -> None:
-    x, labels = batch()
+    x, labels = clusters()
     weights = torch.rand(len(x), len(x), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     d = torch.cdist(x, x)
     total, counted = 0.0, 0.0
@@ -305,7 +298,7 @@ def test_triplets_of_weights_count_as_their_product() -> None:
 
 
 def test_a_triplet_loss_lends_its_margin_to_a_miner_without_one() -> None:
-    x, labels = batch()
+    x, labels = clusters()
     named = TripletLoss(margin=0.1, miner="semi_hard")(x, labels)
     assert_close(TripletLoss(margin=0.1, miner={"name": "semi_hard", "margin": 0.1})(x, labels), named)
     assert_close(triplet_loss(x, labels, margin=0.1, miner="semi_hard"), named)
@@ -314,7 +307,7 @@ def test_a_triplet_loss_lends_its_margin_to_a_miner_without_one() -> None:
 
 
 def test_no_miner_is_all_pairs() -> None:
-    x, labels = batch()
+    x, labels = clusters()
     for name, options in VARIANTS.items():
         plain = LOSSES.build(ALL[name])
         everything = LOSSES.build({**options, "miner": "batch_all"})

@@ -6,19 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from clusters import clusters
 
 from metricid.losses import Objective, TripletLoss
 from metricid.losses.remembered import RememberedLoss
 from metricid.mining.miners import BatchAll
-
-
-def batch(classes: int = 4, images: int = 3, dim: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(classes).repeat_interleave(images)
-    centers = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
-    noise = torch.randn(len(labels), dim, generator=generator, dtype=torch.float64)
-    return (0.5 * (centers[labels] + noise)).requires_grad_(), labels
 
 
 def test_a_recipe_with_miners_trains_and_tallies() -> None:
@@ -31,7 +23,7 @@ def test_a_recipe_with_miners_trains_and_tallies() -> None:
     ]
     assert Objective.problems(terms) == []
     objective = Objective.from_config(terms, 4, 8, 8)
-    x, labels = batch()
+    x, labels = clusters()
     for _ in range(2):
         output = objective(x.float(), x.float(), labels, progress=0.5)
         output.total.backward()
@@ -47,7 +39,7 @@ def test_a_recipe_with_miners_trains_and_tallies() -> None:
 
 
 def test_the_tally_of_triplets_counts_triplets() -> None:
-    x, labels = batch(classes=2, images=2)
+    x, labels = clusters(classes=2, images=2)
     loss = TripletLoss()
     loss(x, labels)
     assert loss.miner is not None
@@ -69,8 +61,8 @@ def test_the_tally_of_triplets_counts_triplets() -> None:
     ],
 )
 def test_the_tally_of_all_triplets_counts_those_with_a_loss(options: Any, miner: str | None) -> None:
-    x, labels = batch(classes=5, images=4, seed=3)
-    past, past_labels = batch(classes=5, images=2, seed=4)
+    x, labels = clusters(classes=5, images=4, seed=3)
+    past, past_labels = clusters(classes=5, images=2, seed=4)
     loss = TripletLoss(miner=miner, **options)
     assert isinstance(loss.miner, BatchAll)
     for y, y_labels in ((x, labels), (past, past_labels)):

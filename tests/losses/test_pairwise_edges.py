@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from clusters import clusters
 from pairwise_oracles import TABLE
 from pytorch_metric_learning import distances as pml_distances
 from pytorch_metric_learning import losses as pml
@@ -90,11 +91,7 @@ PEERS: dict[str, tuple[torch.nn.Module, torch.nn.Module, Any]] = {
 
 
 def batch(classes: int = 4, images: int = 4, dim: int = 16) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(classes * images)
-    labels = torch.arange(classes).repeat_interleave(images)
-    centers = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
-    noise = torch.randn(len(labels), dim, generator=generator, dtype=torch.float64)
-    return (0.3 * (centers[labels] + noise)).requires_grad_(), labels
+    return clusters(classes, images, dim, seed=classes * images, scale=0.3)
 
 
 @pytest.mark.parametrize("name", PEERS)
