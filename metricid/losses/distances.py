@@ -93,8 +93,8 @@ class DistanceRows:
         mean = x.mean(dim=0)
         self.x = x - mean
         self.y = None if self.references is None else self.references.to(dtype) - mean
-        self._x_norms = self.x.square().sum(dim=1)
-        self._y_norms = self._x_norms if self.y is None else self.y.square().sum(dim=1)
+        self._x_norms = _squared_norms(self.x)
+        self._y_norms = self._x_norms if self.y is None else _squared_norms(self.y)
 
     def block(self, rows: slice) -> Tensor:
         """Distances [R, M] of some anchors, squared if so wanted, in the dtype of the anchors."""
@@ -146,6 +146,11 @@ class DistanceRows:
     def near(self) -> Tensor:
         """[2, N] int64: the pairs whose pull the product would lose to rounding; anchors, references."""
         return torch.cat(self._near, dim=1)
+
+
+def _squared_norms(rows: Tensor) -> Tensor:
+    """[N], without a sheet of squares."""
+    return torch.linalg.vector_norm(rows, dim=1).square_()
 
 
 def pull_of(slopes: Tensor, distances: Tensor, squared: bool, out: Tensor | None = None) -> Tensor:

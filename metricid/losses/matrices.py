@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -27,7 +26,9 @@ from metricid.losses.distances import (
     pull_of,
     row_blocks,
 )
+from metricid.losses.gaps import pair_distances
 from metricid.losses.shares import as_numbers
+from metricid.losses.unit import unit_rows
 
 Measure = Literal["dot", "distance", "squared"]
 # Numbers that a function is thought to hold for each entry of a sheet that is computed in place.
@@ -85,6 +86,10 @@ class Pairs:
     def distances(self, *, squared: bool = False) -> Tensor:
         """[B, M], as `pairwise_distances`."""
         return pairwise_distances(self.x, None if self.own else self.y, squared=squared)
+
+    def distances_to(self, columns: Tensor, *, squared: bool = False) -> Tensor:
+        """Distances [B, T] of each anchor to some references, given by their columns [B, T] int64."""
+        return pair_distances(self.x, None if self.own else self.y, None, columns, squared)
 
     @torch.no_grad()
     def blocks(self, *, squared: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -211,7 +216,7 @@ def mean_over_anchors(
 
 
 def _prepare(rows: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
-    return F.normalize(rows.to(dtype), dim=1) if normalize else rows.to(dtype)
+    return unit_rows(rows.to(dtype)) if normalize else rows.to(dtype)
 
 
 class _MeanOverAnchors(torch.autograd.Function):

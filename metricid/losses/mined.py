@@ -9,9 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.distances import DistanceRows, row_blocks
+from metricid.losses.hardest import hardest_by_half, takes_half
 from metricid.losses.matrices import Pairs
 from metricid.mining.inbatch import Triplets
-from metricid.mining.miners import BatchAll, Beside, Mined, Miner, TripletSet, build_miner, pair_weights
+from metricid.mining.miners import (
+    BatchAll,
+    BatchHard,
+    Beside,
+    Mined,
+    Miner,
+    TripletSet,
+    build_miner,
+    pair_weights,
+)
 
 MinerChoice = str | Mapping[str, Any] | Miner | None
 # As the constructors of losses take it, where a recipe is checked against their hints.
@@ -74,6 +84,8 @@ def choose(pairs: Pairs, miner: Miner, *, squared: bool, sheet: Tensor | None = 
     """
     if sheet is not None and miner.measure == "distance":
         found = [miner(sheet, *pairs.masks())]
+    elif isinstance(miner, BatchHard) and takes_half(pairs):
+        found = [hardest_by_half(pairs)]
     else:
         found = [part for _, _, part in _found(pairs, miner, squared)]
     parts = [part for part in found if isinstance(part, Triplets)]

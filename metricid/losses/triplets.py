@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.checks import no_autocast
+from metricid.losses.gaps import pair_distances
 from metricid.losses.matrices import Pairs, Rows, compare, mean_over_anchors
 from metricid.losses.mined import MinerChoice, choose, keep, miner_of, triplets_of
 from metricid.losses.shares import as_numbers, with_slopes
@@ -78,15 +79,15 @@ def triplet_loss(
             return _all_in_blocks(pairs, chosen, margin, squared, swap, reduction, tally)
         if chosen.single:
             triplets = choose(pairs, chosen, squared=True)
-            near = row_distances(pairs.x, pairs.y[triplets.positive[:, 0]], squared)[:, None]
-            far = row_distances(pairs.x, pairs.y[triplets.negative[:, 0]], squared)[:, None]
+            sides = torch.cat([triplets.positive, triplets.negative], dim=1)
+            near, far = pairs.distances_to(sides, squared=squared).split(1, dim=1)
         else:
             distances = pairs.distances(squared=squared)
             triplets = choose(pairs, chosen, squared=squared, sheet=distances.detach())
             near, far = distances.gather(1, triplets.positive), distances.gather(1, triplets.negative)
         if swap:
-            sides = pairs.y[triplets.positive], pairs.y[triplets.negative]
-            far = torch.minimum(far, row_distances(*sides, squared))
+            across = pair_distances(pairs.y, None, triplets.positive, triplets.negative, squared)
+            far = torch.minimum(far, across)
         losses = hinge(near - far, margin).masked_fill(~triplets.valid, 0)
         counted = triplets.valid & (losses > 0) if reduction == "mean_nonzero" else triplets.valid
         return losses.sum() / counted.sum().clamp_min(1) + pairs.nan_or_zero()
@@ -158,11 +159,6 @@ def with_margin(choice: MinerChoice, margin: float | None) -> MinerChoice:
 def hardest(pairs: Pairs) -> Triplets:
     """The hardest triplet of each anchor, found some rows at a time."""
     return choose(pairs, BatchHard(), squared=True)
-
-
-def row_distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
-    """Distance of each row of x to that of y, [..., D] -> [...]; the subgradient at distance 0 is 0."""
-    return (x - y).square().sum(dim=-1) if squared else torch.linalg.vector_norm(x - y, dim=-1)
 
 
 def hinge(gap: Tensor, margin: float | None) -> Tensor:

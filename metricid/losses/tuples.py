@@ -8,10 +8,11 @@ from torch import Tensor
 
 from metricid.losses.checks import no_autocast
 from metricid.losses.distances import row_blocks
+from metricid.losses.gaps import pair_distances
 from metricid.losses.matrices import Pairs, Rows, compare, mean_over_anchors
 from metricid.losses.mined import MinerChoice, keep, miner_of
 from metricid.losses.shares import log_sum_and_shares, log_sum_exp, with_slopes
-from metricid.losses.triplets import hardest, hinge, row_distances
+from metricid.losses.triplets import hardest, hinge
 
 
 def quadruplet_loss(
@@ -56,7 +57,7 @@ def quadruplet_loss(
         pairs = compare(
             embeddings, labels, references, reference_labels, with_batch=with_batch, normalize=normalize
         )
-        x, y, classes = pairs.x, pairs.y, pairs.other_labels
+        y, classes = pairs.y, pairs.other_labels
         with torch.no_grad():
             triplets = hardest(pairs)
             across = pairs.between(squared=True)
@@ -69,9 +70,10 @@ def quadruplet_loss(
             k, l_ = ends[which].unbind(dim=1)
             exists = across[k, l_].isfinite() & (classes[k] != labels) & (classes[l_] != labels)
         valid = triplets.valid[:, 0]
-        near = row_distances(x, y[triplets.positive[:, 0]], squared)
-        own = hinge(near - row_distances(x, y[triplets.negative[:, 0]], squared), margin)
-        other = hinge(near - row_distances(y[k], y[l_], squared), second_margin)
+        sides = torch.cat([triplets.positive, triplets.negative], dim=1)
+        near, far = pairs.distances_to(sides, squared=squared).unbind(dim=1)
+        own = hinge(near - far, margin)
+        other = hinge(near - pair_distances(y, None, k[:, None], l_[:, None], squared)[:, 0], second_margin)
         losses = (own + other.where(exists, 0.0)).where(valid, 0.0)
         return losses.sum() / valid.sum().clamp_min(1) + pairs.nan_or_zero()
 

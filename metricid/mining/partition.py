@@ -26,6 +26,8 @@ BLOCK = 16_384  # queries at a time
 DENSE = 4  # nearest lists, whose best set the bar for the others
 HELD = 1 << 22  # candidates before they are merged
 GROUP = 16  # columns compared with the bar by their largest
+FILL = 64  # numbers of rows and of columns of a product are multiples of it
+TOGETHER = 1024  # most rows of a product
 CHUNK = 2048  # rows of a matrix product
 FEW = 128  # rows whose candidates fit into the processor cache
 
@@ -89,12 +91,9 @@ class _Lists:
         self.sizes = torch.bincount(owner, minlength=number)
         self.members = rows[owner.argsort(stable=True)].split(self.sizes.tolist())
 
-    def scores(self, rows: Tensor, others: Tensor | None = None, fill: int = 1) -> Tensor:
-        """[R, M] of some rows with some others ([M]), or with the centres; M made a multiple of `fill`."""
-        right = self.centers if others is None else self.vectors(others)
-        if len(right) % fill:
-            right = F.pad(right, (0, 0, 0, fill - len(right) % fill))
-        return self.vectors(rows) @ right.T
+    def scores(self, rows: Tensor) -> Tensor:
+        """[R, lists], of some rows with the centres."""
+        return self.vectors(rows) @ self.centers.T
 
     def vectors(self, rows: Tensor) -> Tensor:
         """[R, D] as they are multiplied."""
@@ -140,8 +139,9 @@ def _search_block(
     dense = min(DENSE, visits)
     best = torch.full((len(mine), dense * wide), -torch.inf)
     best_ids = torch.full((len(mine), dense * wide), -1, dtype=torch.int32)
-    for members, queries, place in _visits(lists, probes[:, :dense]):
-        scores = lists.scores(mine[queries], members).float()
+    left = lists.vectors(mine)
+    for members, queries, place, scores in _visits(lists, left, probes[:, :dense]):
+        scores = scores[:, : len(members)].float()
         _hide_own(scores, mine[queries], members, owners)
         value, column = scores.topk(min(wide, len(members)), dim=1)
         columns = place[:, None] * wide + torch.arange(value.shape[1])
@@ -149,8 +149,7 @@ def _search_block(
         best_ids[queries[:, None], columns] = members[column].int()
     best, order = best.topk(min(wide, best.shape[1]), dim=1)
     top = _Top(best, best_ids.gather(1, order), lists.dtype)
-    for members, queries, _ in _visits(lists, probes[:, dense:]):
-        scores = lists.scores(mine[queries], members, fill=GROUP)
+    for members, queries, _, scores in _visits(lists, left, probes[:, dense:]):
         _hide_own(scores[:, : len(members)], mine[queries], members, owners)
         top.add(queries, members, scores)
     top.merge()
@@ -176,14 +175,32 @@ def _hide_own(scores: Tensor, rows: Tensor, members: Tensor, owners: Tensor | No
         scores.masked_fill_(owners[rows, None] == owners[members], -torch.inf)
 
 
-def _visits(lists: _Lists, probes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each list: its members, who of a block visits it, and as which of its nearest lists."""
+def _visits(lists: _Lists, left: Tensor, probes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The scores of a block with the lists that it visits, some rows and one list at a time.
+
+    Products have one of a few shapes, since each new shape is first compiled, which takes longer than many
+    a product.
+
+    Args:
+        lists: the partition.
+        left: [B, D], the vectors of the block.
+        probes: [B, visits] int32, which lists each row visits.
+
+    Yields:
+        members [M] of a list, rows [R] of the block, as which of their nearest lists they visit it [R], and
+        the scores [R, at least M, a multiple of `FILL`], the further columns being of nobody.
+    """
     flat = probes.flatten()
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=len(lists.members)).tolist()
     for members, visitors in zip(lists.members, order.split(counts), strict=True):
-        if len(members) and len(visitors):
-            yield members, visitors // probes.shape[1], visitors % probes.shape[1]
+        if not len(members) or not len(visitors):
+            continue
+        right = F.pad(lists.vectors(members), (0, 0, 0, -len(members) % FILL)).T
+        for part in visitors.split(TOGETHER):
+            rows = part // probes.shape[1]
+            scores = left.index_select(0, F.pad(rows, (0, -len(rows) % FILL))) @ right
+            yield members, rows, part % probes.shape[1], scores[: len(rows)]
 
 
 class _Top:
