@@ -3,12 +3,13 @@
     python benchmarks/sampler.py
     python benchmarks/sampler.py --device cuda --steps 200
 
-Both trainings draw their batches in the process that trains, where nothing hides the time of a sampler, and
-see the same random images, so that they differ by the sampler alone. Steps are timed in turns. The sampler's
-share has two parts: what it does at every step (compose the batch, take the embeddings into the running
-centers, look whether a search is due), and what a search adds to the steps that it runs beside. A search is
-due every `--refresh` steps; its time is that by which these steps were longer, divided by `--refresh`. On a
-CPU a search takes the cores from the training, on a GPU it runs on a stream of its own.
+Batches are drawn in the process that trains, where nothing hides the time of a sampler, and all show the same
+random images. The sampler's share has two parts: what it does at every step (compose the batch, take the
+embeddings into the running centers, look whether a search is due), and what a search adds to the steps beside
+it. The first is timed by itself, for steps differ by more than it takes, less what random batches cost; the
+device is waited for before and after. A search is due every `--refresh` steps; its time is that by
+which these steps were longer, divided by `--refresh`. On a CPU a search takes the cores from the training, on
+a GPU it runs on a stream of its own.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import timm
@@ -28,6 +30,8 @@ from metricid.mining import BackgroundSearch, HardIdentitySampler, RunningCenter
 
 WIDTH = 512
 NEIGHBOURS = 50  # as the sampler's default
+WARM = 2  # steps before the timed ones
+T = TypeVar("T")
 
 
 class Training:
@@ -58,16 +62,13 @@ class Training:
             torch.cuda.synchronize(self.device)
 
 
-def timed(training: Training, step: Callable[[], None], count: int) -> list[float]:
-    """Seconds of each of some steps."""
-    found = []
-    for _ in range(count):
-        training.wait()
-        start = time.perf_counter()
-        step()
-        training.wait()
-        found.append(time.perf_counter() - start)
-    return found
+def timed(training: Training, call: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that it took, until the device was done, and what it gave."""
+    training.wait()
+    start = time.perf_counter()
+    result = call()
+    training.wait()
+    return time.perf_counter() - start, result
 
 
 def endless(sampler: PKSampler | HardIdentitySampler) -> Iterator[np.ndarray]:
@@ -90,39 +91,31 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
     hard = HardIdentitySampler(labels, groups, options.images, refresh=None)
     hard.use(find_neighbours(centers.vectors, NEIGHBOURS))
     batches = endless(hard)
-    done = 0
+    draws, steps, works = [], [], []
+    for done in range(1, WARM + options.steps + 1):
+        draw, rows = timed(training, lambda: next(plain))
+        step, _ = timed(training, lambda rows=rows: training.step(rows))
+        compose, rows = timed(training, lambda: next(batches))
+        found = training.step(rows)
+        update, _ = timed(training, lambda found=found: centers.update(*found))
+        look, _ = timed(training, lambda done=done: hard.after_step(done, centers.vectors))
+        if done > WARM:
+            draws, steps, works = [*draws, draw], [*steps, draw + step], [*works, compose + update + look]
+    step, every = statistics.median(steps), statistics.median(works) - statistics.median(draws)
 
-    def without() -> None:
-        training.step(next(plain))
-
-    def with_sampler() -> None:
-        nonlocal done
-        centers.update(*training.step(next(batches)))
-        done += 1
-        hard.after_step(done, centers.vectors)
-
-    timed(training, without, 2), timed(training, with_sampler, 2)
-    pairs: list[tuple[float, float]] = []
-    for number in range(options.steps):
-        first, second = (without, with_sampler) if number % 2 else (with_sampler, without)
-        times = timed(training, first, 1) + timed(training, second, 1)
-        pairs.append((times[1], times[0]) if number % 2 else (times[0], times[1]))
-    step = statistics.median(plain_s for _, plain_s in pairs)
-    every = statistics.median(ours - plain_s for ours, plain_s in pairs)
-
-    start, steps = time.perf_counter(), 0
+    start, number = time.perf_counter(), 0
     beside = BackgroundSearch(centers.vectors, NEIGHBOURS)  # what the sampler starts when one is due
     while not beside.ready:
-        without()
+        training.step(next(plain))
         training.wait()
-        steps += 1
-    search = time.perf_counter() - start - steps * step
+        number += 1
+    search = time.perf_counter() - start - number * step
     return {
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "step_s": step,
         "every_step_s": every,
-        "steps_beside_search": steps,
+        "steps_beside_search": number,
         "search_s": search,
         "share": (every + search / options.refresh) / step,
     }

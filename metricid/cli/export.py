@@ -12,7 +12,7 @@ from torch import Tensor
 from metricid.cli.evaluate import check_folder
 from metricid.cli.model import open_trained
 from metricid.cli.subject import check_overrides, run_splits
-from metricid.config import RunConfig, apply_overrides, expand
+from metricid.config import RunConfig, expand
 from metricid.data.dataset import OnCorrupt
 from metricid.data.factory import (
     DISTRACTORS,
@@ -38,6 +38,7 @@ from metricid.models.onnx import OnnxModel
 from metricid.models.onnx_file import OnnxFile
 from metricid.training.build import check_recipe
 from metricid.training.checkpoint import load_embedder
+from metricid.yaml_files import apply_overrides
 
 PYTORCH, FLOAT, INT8 = "PyTorch", "ONNX", "int8"
 OF_INT8 = {"calibration_images": 256, "max_drop": 0.05}  # defaults of the options that --int8 alone takes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metricid.cli.subject import run_splits, warn
-from metricid.config import EvaluationConfig, RunConfig, apply_overrides, expand
+from metricid.config import EvaluationConfig, RunConfig, expand
 from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.factory import pick_workers
 from metricid.data.manifest import Manifest, check_files
@@ -29,6 +29,7 @@ from metricid.training.precision import pick_precision
 from metricid.training.run_folder import read_run_recipe
 from metricid.training.run_page import NO_TEST, REPORT, Material, fact, run_material, write_page
 from metricid.training.validation import check_columns, run_protocols
+from metricid.yaml_files import apply_overrides
 
 STORED = (".parquet", ".npy")
 MOST_TOP = 20

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metricid.cli.model import ONNX_SUFFIX, onnx_options, open_model, open_trained
-from metricid.config import DataConfig, EvaluationConfig, RunConfig, apply_overrides, find_recipe, read_recipe
+from metricid.config import DataConfig, EvaluationConfig, RunConfig, find_recipe, read_recipe
 from metricid.data.factory import SYNTHETIC, Splits, build_splits
 from metricid.data.manifest import Manifest
 from metricid.errors import InputError
@@ -18,6 +18,7 @@ from metricid.training.build import build_embedder, check_recipe
 from metricid.training.checkpoint import load_embedder, seed_everything
 from metricid.training.distributed import World
 from metricid.training.tasks import TaskHeads
+from metricid.yaml_files import apply_overrides
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metricid.config import apply_overrides, read_yaml
 from metricid.errors import InputError
+from metricid.yaml_files import apply_overrides, read_yaml
 
 OWN = "recipe"  # the entry that is the recipe's own objective
 _SUM_KEYS = ("weight", "start", "end", "name")  # they say how a term stands among others
