@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     used, labels = np.unique(codes[keep], return_inverse=True)
     names = names[used]
     if len(names) < LEAST_IDENTITIES:
-        raise InputError(f"{file}: has {len(names)} identities; wrong labels take two or more")
+        raise InputError(f"{file}: has fewer than two identities; wrong labels take two or more")
     vectors = stored.embeddings if len(keep) == len(codes) else stored.embeddings[keep]
     paths = [stored.table.path_at(int(row)) for row in keep]
     try:
@@ -138,8 +138,8 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--gap: must be at least 0 and below 2, got {options.gap}")
     if not 1 <= options.top <= MOST_TOP:
         raise InputError(f"--top: must be from 1 to {MOST_TOP}, got {options.top}")
-    if options.seed < 0:
-        raise InputError(f"--seed: must be at least 0, got {options.seed}")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed: must be from 0 to 2^63 - 1, got {options.seed}")
     if options.html is None:
         for name in ("root", "no_pictures"):
             if getattr(options, name):

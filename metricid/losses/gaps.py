@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metricid.losses.distances import row_blocks
+from metricid.losses.distances import pull_of, row_blocks
 
 
 def pair_distances(
@@ -46,9 +46,7 @@ class _PairDistances(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         x, y, rows, columns, distances = ctx.saved_tensors
-        tiny = torch.finfo(distances.dtype).tiny
-        # At 0 the difference is 0, too, and so is the gradient.
-        pull = 2 * slopes[0] if ctx.squared else slopes[0] / distances.clamp_min(tiny)
+        pull = pull_of(slopes[0], distances, ctx.squared)
         dx = torch.zeros_like(x)
         dy = dx if y is None else torch.zeros_like(y) if ctx.needs_input_grad[1] else None
         for part, gap in _gaps(x, y, rows, columns):

@@ -2,8 +2,8 @@
 
 A loss over pairs is a function of the matrix of similarities or distances [B, M]. Where it is a mean over
 anchors, `mean_over_anchors` takes it a few rows at a time, values and slopes at once, so that a single [B, M]
-sheet of slopes stays; nothing of the size B^3, nor a list of pairs or triplets, is made. There is no second
-derivative: asking for one is an error.
+sheet of slopes stays; nothing of the size B^3, nor a list of pairs or triplets, is made. Derivatives are of
+the first order: do not ask for a gradient of a gradient.
 """
 
 from collections.abc import Callable, Iterator

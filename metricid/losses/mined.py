@@ -84,7 +84,7 @@ def choose(pairs: Pairs, miner: Miner, *, squared: bool, sheet: Tensor | None = 
     """
     if sheet is not None and miner.measure == "distance":
         found = [miner(sheet, *pairs.masks())]
-    elif isinstance(miner, BatchHard) and takes_half(pairs):
+    elif type(miner) is BatchHard and takes_half(pairs):
         found = [hardest_by_half(pairs)]
     else:
         found = [part for _, _, part in _found(pairs, miner, squared)]

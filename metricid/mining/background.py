@@ -1,6 +1,8 @@
 """A neighbour search beside the training."""
 
+import atexit
 import threading
+import weakref
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ class BackgroundSearch:
     """Finds neighbours in a thread, from a copy of the vectors made at once.
 
     The step that starts it pays for the copy only. On a GPU the search runs on a stream of its own, behind
-    what is queued now.
+    what is queued now. A program that ends does not wait for its result.
 
     Args:
         vectors: [C, D], one row per identity.
@@ -25,6 +27,7 @@ class BackgroundSearch:
     def __init__(self, vectors: Tensor, k: int, *, exact_up_to: int = EXACT_UP_TO):
         self._table: Neighbours | None = None
         self._error: BaseException | None = None
+        self._stopped = threading.Event()
         copy = unit_vectors(vectors, exact_up_to)
         copied = None
         if copy.is_cuda:
@@ -33,20 +36,28 @@ class BackgroundSearch:
         self._thread = threading.Thread(
             target=self._search, args=(copy, k, exact_up_to, copied), name="neighbours", daemon=True
         )
+        _RUNNING.add(self)
         self._thread.start()
 
     def _search(self, unit: Tensor, k: int, exact_up_to: int, copied: torch.cuda.Event | None) -> None:
+        def find() -> Neighbours:
+            return find_neighbours(unit, k, exact_up_to=exact_up_to, normalized=True, check=self._check)
+
         try:
             if copied is None:
-                self._table = find_neighbours(unit, k, exact_up_to=exact_up_to, normalized=True)
+                self._table = find()
                 return
             stream = torch.cuda.Stream(unit.device)
             with torch.cuda.stream(stream):
                 stream.wait_event(copied)
                 unit.record_stream(stream)
-                self._table = find_neighbours(unit, k, exact_up_to=exact_up_to, normalized=True)
+                self._table = find()
         except BaseException as error:
             self._error = error
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise InterruptedError("the search for neighbours was stopped")
 
     @property
     def ready(self) -> bool:
@@ -64,3 +75,22 @@ class BackgroundSearch:
             raise self._error
         assert self._table is not None
         return self._table
+
+    def stop(self) -> None:
+        """Ends the search, whose result nobody wants any more; it may take a moment to do so."""
+        self._stopped.set()
+
+    def end(self) -> None:
+        """Ends the search, and returns when it has ended."""
+        self.stop()
+        self._thread.join()
+
+
+_RUNNING: "weakref.WeakSet[BackgroundSearch]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that is inside PyTorch when the interpreter goes away aborts the process."""
+    for search in list(_RUNNING):
+        search.end()

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metricid.mining.checks import check_rows
+
 __all__ = ["RunningCenters", "RunningDistances"]
 
 
@@ -53,16 +55,14 @@ class RunningCenters(nn.Module):
             labels: [B] int64 in [0, C).
 
         Raises:
-            ValueError: shapes do not fit.
+            ValueError: shapes or dtypes do not fit, or, on the CPU, a label is no identity's.
         """
-        if embeddings.dim() != 2 or embeddings.shape[1] != self.vectors.shape[1]:
-            raise ValueError(
-                f"embeddings must be [B, {self.vectors.shape[1]}], not {tuple(embeddings.shape)}"
-            )
-        if labels.shape != embeddings.shape[:1]:
-            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {tuple(labels.shape)}")
+        check_rows(embeddings, labels, self.vectors.shape[1])
         if not len(labels):
             return
+        number = len(self.vectors)
+        if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < number:
+            raise ValueError(f"labels must be from 0 to {number - 1}, the number of an identity")
         mean = _means(F.normalize(embeddings.detach().float(), dim=1), labels)
         stays = torch.where(self.batches[labels] > 0, self.momentum, 0.0).unsqueeze(1)
         self.vectors[labels] = stays * self.vectors[labels] + (1 - stays) * mean

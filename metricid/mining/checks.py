@@ -1,13 +1,15 @@
-"""What every sampler asks of its labels and options."""
+"""What samplers ask of their labels and options, and records of a training of what they take in."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metricid.errors import InputError
 
-__all__ = ["RangeError", "check_at_least", "check_enough", "checked_labels"]
+__all__ = ["RangeError", "check_at_least", "check_enough", "check_rows", "checked_labels", "described"]
 
 
 class RangeError(InputError):
@@ -65,3 +67,22 @@ def check_at_least(options: Mapping[str, float | None], least: int) -> None:
     for name, value in options.items():
         if value is not None and not value >= least:
             raise RangeError(name, f"must be at least {least}, not {value}")
+
+
+def described(value: Any) -> str:
+    """What was given where a tensor of another shape is wanted, for a message."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def check_rows(embeddings: Tensor, labels: Tensor, dim: int) -> None:
+    """Refuses what is no batch of embeddings with their labels.
+
+    Raises:
+        ValueError: embeddings that are no [B, dim] tensor, or labels that are no [B] tensor of integers.
+    """
+    if not isinstance(embeddings, Tensor) or embeddings.dim() != 2 or embeddings.shape[1] != dim:
+        raise ValueError(f"embeddings must be a tensor [B, {dim}], not {described(embeddings)}")
+    if not isinstance(labels, Tensor) or labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"labels must be a tensor [{len(embeddings)}], not {described(labels)}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels must be integers, not {labels.dtype}")

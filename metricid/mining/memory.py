@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metricid.mining.checks import check_rows
+
 __all__ = ["CrossBatchMemory"]
 
 
@@ -40,7 +42,12 @@ class CrossBatchMemory(nn.Module):
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"size and dim must be at least 1, not {size} and {dim}")
-        self.register_buffer("embeddings", torch.zeros(size, dim))
+        try:
+            self.register_buffer("embeddings", torch.zeros(size, dim))
+        except RuntimeError:
+            raise ValueError(
+                f"size: {size} embeddings of {dim} numbers do not fit into the machine's memory; take fewer"
+            ) from None
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.pointer = 0
         self.filled = 0
@@ -68,12 +75,7 @@ class CrossBatchMemory(nn.Module):
         Raises:
             ValueError: shapes do not fit.
         """
-        if embeddings.dim() != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
-            raise ValueError(
-                f"embeddings must be [B, {self.embeddings.shape[1]}], not {tuple(embeddings.shape)}"
-            )
-        if labels.shape != embeddings.shape[:1]:
-            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {tuple(labels.shape)}")
+        check_rows(embeddings, labels, self.embeddings.shape[1])
         kept = min(len(labels), self.size)
         embeddings, labels = embeddings[len(labels) - kept :], labels[len(labels) - kept :]
         before_end = min(kept, self.size - self.pointer)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metricid.mining.checks import described
 from metricid.mining.partition import partitioned_search
-from metricid.mining.topk import exact_search
+from metricid.mining.topk import Check, exact_search, never
 
-__all__ = ["EXACT_UP_TO", "Neighbours", "find_neighbours", "unit_vectors"]
+__all__ = ["EXACT_UP_TO", "Neighbours", "check_table", "find_neighbours", "unit_vectors"]
 
 EXACT_UP_TO = 200_000
 SAMPLE = 500
@@ -74,6 +75,7 @@ def find_neighbours(
     seed: int = 0,
     owners: Tensor | None = None,
     rows: Tensor | None = None,
+    check: Check = never,
 ) -> Neighbours:
     """The k nearest others of each vector by cosine: of each identity, or of each image with `owners`.
 
@@ -91,6 +93,7 @@ def find_neighbours(
         owners: [C] integers, such as the identities of images: vectors of the same owner are not each
             other's neighbours. None: all may be.
         rows: [R] int64, whose neighbours are wanted; all if None.
+        check: called many times; what it raises ends the search.
 
     Returns:
         The table, with R rows if `rows` are given; deterministic for the same vectors, device and number of
@@ -103,8 +106,10 @@ def find_neighbours(
         >>> find_neighbours(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), k=1).ids.tolist()
         [[1], [0], [1]]
     """
-    if vectors.dim() != 2 or not vectors.is_floating_point():
-        raise ValueError(f"vectors must be a [C, D] float matrix, not {tuple(vectors.shape)} {vectors.dtype}")
+    if not isinstance(vectors, Tensor) or vectors.dim() != 2:
+        raise ValueError(f"vectors must be a tensor [C, D], not {described(vectors)}")
+    if not vectors.is_floating_point():
+        raise ValueError(f"vectors must be floats, not {vectors.dtype}")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     if owners is not None and owners.shape != vectors.shape[:1]:
@@ -119,12 +124,29 @@ def find_neighbours(
         known = lengths > 0
         recall = 1.0
         if _is_exact(unit, exact_up_to):
-            table = exact_search(unit, known, k, rows, owners)
+            table = exact_search(unit, known, k, rows, owners, check)
         else:
-            table = partitioned_search(unit, known, k, rows, owners, seed=seed)
+            table = partitioned_search(unit, known, k, rows, owners, seed=seed, check=check)
             recall = _recall(unit, known, table[0], seed, rows, owners)
     ids, similarity = (part.cpu() for part in table)
     return Neighbours(ids, similarity, time.perf_counter() - began, recall)
+
+
+def check_table(table: Neighbours, number: int, what: str) -> None:
+    """Refuses a table that is not of so many identities, or images.
+
+    Raises:
+        ValueError: another number of rows, ids and similarities of different shapes, or ids beyond the rows.
+    """
+    if len(table.ids) != number:
+        raise ValueError(f"the neighbour table has {len(table.ids)} rows for {number} {what}")
+    if table.ids.dim() != 2 or not table.ids.shape[1] or table.similarity.shape != table.ids.shape:
+        raise ValueError(
+            f"a neighbour table has ids and similarities of one shape [{number}, k], not "
+            f"{tuple(table.ids.shape)} and {tuple(table.similarity.shape)}"
+        )
+    if int(table.ids.min()) < -1 or int(table.ids.max()) >= number:
+        raise ValueError(f"a neighbour table of {number} {what} has ids from 0 to {number - 1}, or -1")
 
 
 def _is_exact(vectors: Tensor, exact_up_to: int) -> bool:

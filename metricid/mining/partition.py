@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metricid.mining.topk import exact_search, keep, merge_tables
+from metricid.mining.topk import Check, exact_search, keep, merge_tables, never
 
 __all__ = ["partitioned_search"]
 
@@ -40,6 +40,7 @@ def partitioned_search(
     owners: Tensor | None = None,
     *,
     seed: int = 0,
+    check: Check = never,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest others of each row by dot product, most of them.
 
@@ -53,6 +54,7 @@ def partitioned_search(
         rows: [R] int64, whose neighbours; all if None.
         owners: [C]; rows of the same owner are not each other's neighbours. None: all may be.
         seed: of the sample and of k-means.
+        check: called before each list of each block.
 
     Returns:
         ids [R, k] int32 (-1 where empty), values [R, k] float16 (0 where empty).
@@ -63,7 +65,7 @@ def partitioned_search(
     members = known.nonzero().squeeze(1)
     if len(members) < 2:
         return ids, values
-    lists = _Lists(unit, members, seed)
+    lists = _Lists(unit, members, seed, check)
     visits = _enough_visits(unit, known, lists, k, seed, owners)
     for place in known[here].nonzero().squeeze(1).split(BLOCK):
         ids[place], values[place] = _search_block(unit, lists, here[place], visits, k, owners)
@@ -73,7 +75,8 @@ def partitioned_search(
 class _Lists:
     """The partition: centres, and the members of each list in the order of their numbers."""
 
-    def __init__(self, unit: Tensor, rows: Tensor, seed: int):
+    def __init__(self, unit: Tensor, rows: Tensor, seed: int, check: Check):
+        self.check = check
         number = 2 ** round(math.log2(math.sqrt(len(rows))))
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(rows), generator=generator)[: number * TRAIN_PER_LIST]
@@ -86,6 +89,7 @@ class _Lists:
         self.centers = torch.from_numpy(means.centroids).to(self.dtype)
         self.owner = torch.full((len(unit),), -1, dtype=torch.int32)
         for part in rows.split(CHUNK):
+            check()
             self.owner[part] = self.scores(part).argmax(dim=1).int()
         owner = self.owner[rows]
         self.sizes = torch.bincount(owner, minlength=number)
@@ -100,8 +104,13 @@ class _Lists:
         return self.unit.index_select(0, rows).to(self.dtype)  # several times as fast as `unit[rows]`
 
     def nearest(self, rows: Tensor, visits: int) -> Tensor:
-        """[R, visits] int32, the lists nearest to each row, nearest first."""
-        parts = [self.scores(part).topk(visits, dim=1).indices.int() for part in rows.split(CHUNK)]
+        """[R, visits] int32, the list of each row, and those nearest to it, nearest first."""
+        parts = []
+        for part in rows.split(CHUNK):
+            scores = self.scores(part)
+            # Its own is the nearest, but where centres coincide others are as near, and may have no members.
+            scores.scatter_(1, self.owner[part, None].long(), torch.inf)
+            parts.append(scores.topk(visits, dim=1).indices.int())
         return torch.cat(parts)
 
 
@@ -196,6 +205,7 @@ def _visits(lists: _Lists, left: Tensor, probes: Tensor) -> Iterator[tuple[Tenso
     for members, visitors in zip(lists.members, order.split(counts), strict=True):
         if not len(members) or not len(visitors):
             continue
+        lists.check()
         right = F.pad(lists.vectors(members), (0, 0, 0, -len(members) % FILL)).T
         for part in visitors.split(TOGETHER):
             rows = part // probes.shape[1]

@@ -10,18 +10,20 @@ from torch import Tensor
 
 from metricid.errors import InputError
 from metricid.mining.by_epoch import ByEpoch
-from metricid.mining.checks import check_enough, checked_labels
+from metricid.mining.checks import check_enough, checked_labels, described
 from metricid.mining.compose import Composed, Epoch, HardShare
 from metricid.mining.course import Course
 from metricid.mining.guard import alike_pairs
 from metricid.mining.instances import Images, Walk, part_of
-from metricid.mining.neighbours import EXACT_UP_TO, Neighbours
+from metricid.mining.neighbours import EXACT_UP_TO, Neighbours, check_table
 from metricid.mining.offline import Join, OfflineOptions, OfflineTables, search_embeddings
 from metricid.mining.options import check_options
 from metricid.mining.schedule import TableSchedule
 from metricid.mining.tables import ImageTable, Sources
 
 __all__ = ["HardIdentitySampler"]
+
+DELAY = 100  # batches for a search, by default
 
 _TAG = 0x1F3
 
@@ -88,8 +90,9 @@ class HardIdentitySampler:
             temperature: of that draw: weights are softmax(cosine / temperature), from 1e-6 to 1e6; 0
                 takes the nearest.
             refresh: batches between two searches; None: only tables given to `use`.
-            delay: batches from the start of a search to the first batch that its table shapes; `refresh`
-                if None. A search that takes longer is waited for.
+            delay: batches from the start of a search to the first batch that its table shapes. A search that
+                takes longer is waited for. If None 100, or `refresh` where that is less, and the first search
+                begins when half of the warm-up is over, or later.
             max_repeat: no identity is in more batches of an epoch than this times the mean, rounded up;
                 from 2 to 1e6.
             guard: identities more alike than this cosine, in (-1, 1], are probably one person and are not put
@@ -135,12 +138,14 @@ class HardIdentitySampler:
         if warmup is None:
             warmup = self._batches if refresh or self.offline else 0
         self._warmup = warmup
-        delay = delay or refresh or 0
+        # The first search ends with the warm-up, and begins when some identities have been seen.
+        soonest = 1 if delay else max(-(-warmup // 2), 1)
+        delay = delay or min(refresh or 0, DELAY)
         self.delay = delay if refresh is not None else None
         self._schedule = TableSchedule(
             refresh,
             delay,
-            max(self._warmup - delay, 1),
+            max(self._warmup - delay, soonest),
             k=neighbours,
             identities=self._known,
             guard=guard,
@@ -153,6 +158,16 @@ class HardIdentitySampler:
         self._ranks: ByEpoch[NDArray[np.int32]] = ByEpoch("distances of the images")
         self._image_tables: ByEpoch[ImageTable] = ByEpoch("neighbours of the images")
 
+    @property
+    def random_batches(self) -> int | None:
+        """Batches before the first that a table may shape; None where only tables of one's own are used."""
+        firsts = []
+        if self._schedule.every is not None:
+            firsts.append(max(self._warmup, self._schedule.first + self._schedule.delay))
+        if self.offline is not None:
+            firsts.append(-(-self._warmup // self._batches) * self._batches)
+        return min(firsts, default=None)
+
     def num_batches(self, epoch: int) -> int:
         """Batches in an epoch, the same on all ranks and in all epochs."""
         return self._batches
@@ -163,17 +178,24 @@ class HardIdentitySampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """The rest of the present epoch, or the next one: what `DataLoader(batch_sampler=...)` takes."""
+        # A generator, which does nothing before it is asked: a loader with workers calls this twice an epoch.
         epoch, start = divmod(max(self._done, self._next), self._batches)
         self._next = (epoch + 1) * self._batches
-        return (batch.tolist() for batch in self.batches(epoch, start))
+        yield from (batch.tolist() for batch in self.batches(epoch, start))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
         """This rank's batches ([P*K] int64 dataset rows, identity by identity), without the first `start`.
 
         Raises:
+            ValueError: there is no such epoch, or no such batch in it.
             RuntimeError: a batch needs neighbours whose search `after_step` has not begun, or a table that
                 is no longer kept.
         """
+        if epoch < 0 or not 0 <= start <= self._batches:
+            raise ValueError(
+                f"an epoch is 0 or more, and has batches 0 to {self._batches - 1}; there is no batch {start} "
+                f"of epoch {epoch}"
+            )
         state = self._enter(epoch, start)
         course, walk = self._course, self._walk(epoch)
         mine = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
@@ -253,8 +275,10 @@ class HardIdentitySampler:
         number = len(self._groups.owners)
         if self.offline is None:
             raise ValueError("a sampler that takes embeddings of all images needs offline={}")
-        if vectors.dim() != 2 or len(vectors) != number:
-            raise ValueError(f"embeddings must be [{number}, D], one per image, not {tuple(vectors.shape)}")
+        if not isinstance(vectors, Tensor) or vectors.dim() != 2 or len(vectors) != number:
+            raise ValueError(
+                f"embeddings must be a tensor [{number}, D], one row per image, not {described(vectors)}"
+            )
         mine = torch.arange(number).tensor_split(self.world_size)[self.rank]
         found = search_embeddings(
             vectors,
@@ -332,8 +356,10 @@ class HardIdentitySampler:
         """Continues where `state_dict` was called, in a sampler with the same options and labels.
 
         Raises:
-            InputError: the state is of another number of identities.
+            InputError: it is no such state, or one of other numbers of identities or images.
         """
+        if missing := {"done", "course", "schedule", "ranks", "images"} - set(state):
+            raise InputError(f"this is no state of a hard_identity sampler: it has no {min(missing)!r}")
         counts = state["course"]["counts"]
         if len(counts) != self._known:
             raise InputError(
@@ -357,6 +383,7 @@ class HardIdentitySampler:
         return -(-self._done // self._batches)
 
     def _image_table(self, neighbours: Neighbours) -> ImageTable:
+        check_table(neighbours, len(self._groups.owners), "images")
         return ImageTable(neighbours, self._groups.owners, self.guard)
 
     def _drop_before(self, done: int) -> None:

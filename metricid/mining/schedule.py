@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from metricid.mining.background import BackgroundSearch
-from metricid.mining.neighbours import Neighbours
+from metricid.mining.checks import described
+from metricid.mining.neighbours import Neighbours, check_table
 from metricid.mining.tables import Table
 
 __all__ = ["TableSchedule"]
@@ -59,10 +60,10 @@ class TableSchedule:
         Raises:
             ValueError: the number of vectors is not that of the identities.
         """
-        if vectors.dim() != 2 or len(vectors) != self._identities:
+        if not isinstance(vectors, Tensor) or vectors.dim() != 2 or len(vectors) != self._identities:
             raise ValueError(
-                f"hard_identity needs one vector for each of its {self._identities} identities, "
-                f"got shape {tuple(vectors.shape)}"
+                f"hard_identity needs one vector for each of its {self._identities} identities, a tensor "
+                f"[{self._identities}, D], not {described(vectors)}"
             )
         self._adopt()
         search = BackgroundSearch(vectors, self._k, exact_up_to=self._exact_up_to)
@@ -73,12 +74,9 @@ class TableSchedule:
         """Puts a table in force from a batch on, that was searched when so many batches were done.
 
         Raises:
-            ValueError: its number of rows is not that of the identities, or a later table is known.
+            ValueError: it is no table of so many identities, or a later table is known.
         """
-        if len(neighbours.ids) != self._identities:
-            raise ValueError(
-                f"the neighbour table has {len(neighbours.ids)} rows for {self._identities} identities"
-            )
+        check_table(neighbours, self._identities, "identities")
         if self._tables and start < self._tables[-1][0]:
             raise ValueError(f"a table is in force from batch {self._tables[-1][0]}, after {start}")
         self._tables = [entry for entry in self._tables if entry[0] < start]
@@ -86,7 +84,7 @@ class TableSchedule:
 
     def renew(self, start: int, neighbours: Neighbours) -> None:
         """Puts a table in force that is newer than all that were searched for, or are being, until now."""
-        self._search = None
+        self._drop_search()
         self._tables = [entry for entry in self._tables if entry[0] < start]
         self.put(start, neighbours)
 
@@ -105,8 +103,8 @@ class TableSchedule:
         if self._asked < asked:
             raise RuntimeError(
                 f"batch {batch} needs the neighbours searched after {asked} batches, and after_step has not "
-                f"been called for {asked} yet; call it after every batch, and keep sampler.delay above the "
-                "batches that the loader draws ahead (workers x prefetch)"
+                f"been called for {asked} yet; call it after every batch, draw each epoch to its end, keep "
+                "sampler.delay above the batches that the loader draws ahead (workers x prefetch)"
             )
         if self._search is not None and self._search[0] <= batch:
             self._adopt()
@@ -134,7 +132,8 @@ class TableSchedule:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state` returned."""
-        self._search, self._tables = None, []
+        self._drop_search()
+        self._tables = []
         for saved in state["tables"]:
             saved = dict(saved)
             start, searched = saved.pop("start"), saved.pop("searched")
@@ -146,6 +145,11 @@ class TableSchedule:
         if self.every is None or done < self.first:
             return -1
         return done - (done - self.first) % self.every
+
+    def _drop_search(self) -> None:
+        if self._search is not None:
+            self._search[1].stop()
+            self._search = None
 
     def _adopt(self) -> None:
         if self._search is None:

@@ -1,14 +1,22 @@
 """Exact nearest neighbours in blocks, with ties in the order of the numbers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["exact_search", "first_largest", "merge_tables"]
+__all__ = ["Check", "exact_search", "first_largest", "merge_tables", "never"]
+
+Check = Callable[[], None]  # called now and then; what it raises ends a search
 
 CELLS_CPU = 1 << 23  # scores of one block: 32 MB
 CELLS_OTHER = 1 << 28  # 1 GB, on a GPU
 ROWS_CPU = 1024
 ROWS_OTHER = 8192
+
+
+def never() -> None:
+    """The check of a search that nothing ends."""
 
 
 def first_largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +67,12 @@ def merge_tables(
 
 
 def exact_search(
-    unit: Tensor, known: Tensor, k: int, rows: Tensor | None = None, owners: Tensor | None = None
+    unit: Tensor,
+    known: Tensor,
+    k: int,
+    rows: Tensor | None = None,
+    owners: Tensor | None = None,
+    check: Check = never,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest others of each row (or of some rows) by dot product.
 
@@ -71,6 +84,7 @@ def exact_search(
         k: columns of the result; those beyond C - 1 stay empty.
         rows: [R] int64, whose neighbours; all if None.
         owners: [C]; rows of the same owner are not each other's neighbours. None: all may be.
+        check: called before each block.
 
     Returns:
         ids [R, k] int32 (-1 where empty), values [R, k] float16 (0 where empty), on the device of `unit`.
@@ -89,6 +103,7 @@ def exact_search(
         best = queries.new_empty(len(mine), 0)
         best_ids = torch.empty((len(mine), 0), dtype=torch.int32, device=device)
         for left in range(0, number, wide):
+            check()
             scores = queries @ unit[left : left + wide].float().T
             hide(scores, mine, left, hidden)
             if owners is not None:

@@ -1,10 +1,36 @@
-"""What the miners of an objective find in its batches, for the log."""
+"""What the miners of a training find in its batches, and which of them never come to it."""
 
+from metricid.data.samplers import Sampler
 from metricid.losses.objective import Objective
 from metricid.losses.pairwise import PairwiseLoss
-from metricid.mining import Miner
+from metricid.losses.remembered import RememberedLoss
+from metricid.mining import HardIdentitySampler, Miner
 
 FEW = 10  # batches in which a miner may find nothing before that is worth a line
+
+
+def never_used(objective: Objective, sampler: Sampler, batches: int) -> dict[str, str]:
+    """What a recipe asks for and a training is too short for: a line for each such option.
+
+    Args:
+        objective: the terms.
+        sampler: of the training.
+        batches: of the whole training.
+    """
+    lines = {}
+    first = sampler.random_batches if isinstance(sampler, HardIdentitySampler) else None
+    if first is not None and first >= batches:
+        lines["data.sampler"] = (
+            f"the first {first} batches are random, and the training has {batches}, so none is of hard "
+            "identities; set warmup and delay lower, or train longer"
+        )
+    for term in objective.terms:
+        if isinstance(term.loss, RememberedLoss) and batches <= term.loss.warmup:
+            lines[f"{term.name}.memory.warmup"] = (
+                f"is {term.loss.warmup} batches, and the training has {batches}, so the memory is never "
+                "used; set it lower, or as a share such as 0.1"
+            )
+    return lines
 
 
 class Findings:

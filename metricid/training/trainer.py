@@ -28,7 +28,7 @@ from metricid.training.distributed import (
     gather_objects,
     share_buffers,
 )
-from metricid.training.found import Findings
+from metricid.training.found import Findings, never_used
 from metricid.training.loggers import JsonlLog, Progress, TensorBoardLog
 from metricid.training.module import build_module, check_compiler
 from metricid.training.momentum import slow_network
@@ -87,6 +87,10 @@ class Trainer:
         self.board = self._open_tensorboard()
         self.module = build_module(self.run)
         self.progress = Progress(self.total_steps, self.position.step, self.world.is_main)
+        batches = self.total_steps * self.config.train.accumulate
+        for name, line in never_used(self.run.objective, self.run.loader.sampler, batches).items():
+            self._write_log("never_used", option=name, problem=line)
+            self.say(f"{name}: {line}")
         with self.stop:
             try:
                 self._train()

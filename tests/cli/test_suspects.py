@@ -144,7 +144,7 @@ def test_one_image_of_everybody_needs_a_guard(tmp_path, capsys):
 
 def test_one_identity_is_refused(tmp_path, capsys):
     file = write(tmp_path / "e.parquet", np.eye(3, dtype=np.float32), ["a", "b", "c"], ["one"] * 3)
-    assert "has 1 identities; wrong labels take two or more" in refused(capsys, file)
+    assert "has fewer than two identities; wrong labels take two or more" in refused(capsys, file)
 
 
 def test_embeddings_without_identities_are_refused(stored, tmp_path, capsys):
@@ -167,7 +167,8 @@ def test_an_empty_set_is_refused(tmp_path, capsys):
         (["--gap", "-0.1"], "--gap: must be at least 0"),
         (["--top", "0"], "--top: must be from 1 to 100"),
         (["--top", "101"], "--top: must be from 1 to 100"),
-        (["--seed", "-1"], "--seed: must be at least 0"),
+        (["--seed", "-1"], "--seed: must be from 0 to"),
+        (["--seed", str(2**70)], "--seed: must be from 0 to"),
         (["--out", "lists.txt"], "must be a file whose name ends in .csv or .parquet or .json"),
         (["--html", "page.txt"], "must be a file whose name ends in .html"),
         (["--root", "photos"], "--root: is for the pictures of a page"),

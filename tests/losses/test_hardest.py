@@ -1,5 +1,7 @@
 """The hardest triplets by half of the distances, distances of chosen pairs, and rows of length 1."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from metricid.losses.matrices import compare
 from metricid.losses.unit import unit_rows
 from metricid.mining import pair_masks
 from metricid.mining.inbatch import Triplets, batch_hard
+from metricid.mining.miners import BatchHard
 
 
 def far_and_near(distances: Tensor, found: Triplets) -> tuple[Tensor, Tensor]:
@@ -89,6 +92,17 @@ def test_a_large_batch_has_the_loss_of_all_distances_with_its_gradient() -> None
     assert_close(*(torch.autograd.grad(value, x)[0] for value in (loss, expected)))
 
 
+def test_a_miner_of_one_s_own_made_from_it_is_asked() -> None:
+    class Nobody(BatchHard):
+        def __call__(self, *given: Any) -> Triplets:
+            found = super().__call__(*given)
+            return Triplets(found.positive, found.negative, torch.zeros_like(found.valid))
+
+    x, labels = torch.randn(3 * ROWS, 4), torch.arange(3 * ROWS) // 3
+    assert triplet_loss(x, labels, miner="batch_hard") > 0
+    assert triplet_loss(x, labels, miner=Nobody()) == 0
+
+
 def test_a_large_batch_that_is_not_finite_shows() -> None:
     x, labels = torch.randn(3 * ROWS, 4), torch.arange(3 * ROWS) // 3
     x[200, 1] = torch.nan
@@ -134,7 +148,7 @@ def test_chosen_pairs_come_in_blocks_and_references_may_be_fixed() -> None:
 def test_equal_rows_have_the_subgradient_zero() -> None:
     x = torch.ones(2, 3, requires_grad=True)
     distance = pair_distances(x, None, None, torch.tensor([[1], [0]]), False)
-    distance.sum().backward()
+    (1e5 * distance).sum().backward()  # such as the scale of a training in float16
     assert x.grad is not None and not distance.any() and not x.grad.any()
 
 

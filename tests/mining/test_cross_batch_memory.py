@@ -1,5 +1,6 @@
 """The memory of past batches against a plain list."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -90,7 +91,13 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="at least 1, not 0 and 3"):
         CrossBatchMemory(0, 3)
     memory = CrossBatchMemory(4, dim=3)
-    with pytest.raises(ValueError, match=r"embeddings must be \[B, 3\], not \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"embeddings must be a tensor \[B, 3\], not \(2, 4\)"):
         memory.push(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="2 embeddings need as many labels"):
+    with pytest.raises(ValueError, match=r"embeddings must be a tensor \[B, 3\], not a ndarray"):
+        memory.push(np.zeros((2, 3)), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"labels must be a tensor \[2\], not \(3,\)"):
         memory.push(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"labels must be integers, not torch.float32"):
+        memory.push(torch.zeros(2, 3), torch.tensor([0.7, 1.9]))
+    with pytest.raises(ValueError, match="size: 10000000000000 embeddings of 8 numbers do not fit"):
+        CrossBatchMemory(10**13, 8)

@@ -2,6 +2,8 @@
 
 import io
 import math
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 
 from metricid.data.samplers import SAMPLERS
 from metricid.errors import InputError
-from metricid.mining import HardIdentitySampler, Neighbours, find_neighbours
+from metricid.mining import BackgroundSearch, HardIdentitySampler, Neighbours, find_neighbours
 
 FREE = {"refresh": None, "guard": None}
 
@@ -315,6 +318,66 @@ def test_a_loader_that_draws_too_far_ahead_is_told():
         run(make(), Model(30), 2, ahead=6)
 
 
+@pytest.mark.parametrize(("epoch", "start"), [(-1, 0), (0, -1), (0, 10**6)])
+def test_a_batch_that_does_not_exist_is_refused(epoch, start):
+    with pytest.raises(ValueError, match=f"no batch {start} of epoch {epoch}"):
+        next(make(refresh=None, delay=None).batches(epoch, start))
+
+
+@pytest.mark.parametrize(
+    ("options", "random"),
+    [
+        ({}, 7),
+        ({"warmup": 3}, 6),
+        ({"delay": None}, 10),  # begun after 4 of the 7, and 6 later
+        ({"refresh": None, "delay": None}, None),
+        ({"refresh": None, "delay": None, "offline": {}}, 30),
+    ],
+)
+def test_how_many_batches_are_random(options, random):
+    assert make(**options).random_batches == random
+
+
+def test_what_is_no_table_of_the_identities_is_refused():
+    table, sampler = random_table(30, 4, 0), make(refresh=None, delay=None)
+    ids, similarity = table.ids, table.similarity
+    for wrong, message in (
+        (Neighbours(ids[:29], similarity[:29]), "29 rows for 30"),
+        (Neighbours(ids, similarity[:, :2]), "of one shape"),
+        (Neighbours(ids[:, :0], similarity[:, :0]), "of one shape"),
+        (Neighbours(ids + 1, similarity), "ids from 0 to 29"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler.use(wrong)
+    with pytest.raises(InputError, match="no state of a hard_identity sampler"):
+        sampler.load_state_dict({})
+    with pytest.raises(ValueError, match=r"a tensor \[30, D\], not a ndarray"):
+        make().after_step(2, np.zeros((30, 4)))
+
+
+def test_a_program_that_ends_during_a_search_ends_well():
+    """With a search so long that it is at work, in the exact way and in the approximate one."""
+    script = """
+import sys, time, torch
+from metricid.mining import BackgroundSearch
+search = BackgroundSearch(torch.randn(60_000, 64), 10, exact_up_to=int(sys.argv[1]))
+time.sleep(0.3)
+assert not search.ready
+sys.exit(7)
+"""
+    for exact_up_to in ("100000", "10"):
+        found = subprocess.run([sys.executable, "-c", script, exact_up_to], capture_output=True, text=True)
+        assert found.returncode == 7, found.stderr
+
+
+def test_a_search_that_is_stopped_ends():
+    search = BackgroundSearch(torch.randn(60_000, 64), 10)
+    search.end()
+    assert search.ready
+    with pytest.raises(InterruptedError, match="was stopped"):
+        search.result()
+
+
 def test_forgetting_after_step_is_told():
     with pytest.raises(RuntimeError, match="after_step has not been called"):
         list(make().batches(0))
@@ -327,17 +390,21 @@ def test_batches_whose_tables_are_gone_are_not_drawn_differently():
         list(sampler.batches(1, 1)) and list(sampler.batches(0))
 
 
-def test_a_data_loader_of_pytorch_takes_the_sampler_epoch_by_epoch():
-    sampler = make(refresh=None, delay=None)
-    sampler.use(random_table(30, 4, 0))
-    data = torch.utils.data.TensorDataset(torch.arange(90))
-    loader = torch.utils.data.DataLoader(data, batch_sampler=sampler)
-    expected = make(refresh=None, delay=None)
-    expected.use(random_table(30, 4, 0))
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_data_loader_of_pytorch_takes_the_sampler_epoch_by_epoch(workers):
+    sampler, expected = make(refresh=None, delay=None), make(refresh=None, delay=None)
+    for one in (sampler, expected):
+        one.use(random_table(30, 4, 0))
+    loader = DataLoader(TensorDataset(torch.arange(90)), batch_sampler=sampler, num_workers=workers)
     assert len(loader) == 30
-    for epoch in range(2):
-        got = np.stack([x.numpy() for (x,) in loader])
-        np.testing.assert_array_equal(got, np.stack(list(expected.batches(epoch))))
+    done = 0
+    for epoch in range(3):
+        for (rows,), wanted in zip(loader, expected.batches(epoch), strict=True):
+            np.testing.assert_array_equal(rows.numpy(), wanted)
+            done += 1
+            sampler.after_step(done)
+            expected.after_step(done)
+    assert sampler.state_dict()["done"] == 90
 
 
 def test_the_registry_builds_it():

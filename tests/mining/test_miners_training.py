@@ -4,13 +4,16 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from metricid.data.samplers import PKSampler
 from metricid.losses import Objective
+from metricid.mining import HardIdentitySampler
 from metricid.training.build import check_recipe
 from metricid.training.distributed import World
-from metricid.training.found import Findings
+from metricid.training.found import Findings, never_used
 from metricid.training.session import train
 
 RECIPE = {
@@ -79,3 +82,30 @@ def test_an_empty_stretch_is_told_again_when_it_has_doubled() -> None:
 def test_terms_without_a_miner_are_not_spoken_of() -> None:
     objective = Objective.from_config([{"loss": "softmax"}, {"loss": "supcon"}], 4, 8, 8)
     assert Findings(objective).read() == ({}, [])
+
+
+def test_a_training_too_short_for_what_it_asks_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """12 batches: of three a table is searched and comes too late, of a memory the warm-up is longer."""
+    values = copy.deepcopy(RECIPE) | {"runs": str(tmp_path)}
+    values["data"]["sampler"] |= {"name": "hard_identity", "refresh": 50}
+    values["objective"][3]["memory"] |= {"warmup": 12}
+    train(check_recipe(values, "small.yaml"), World(0, 1, torch.device("cpu")))
+    lines = [json.loads(line) for line in (tmp_path / "small" / "log.jsonl").read_text().splitlines()]
+    told = {line["option"]: line["problem"] for line in lines if line["event"] == "never_used"}
+    assert set(told) == {"data.sampler", "supcon.memory.warmup"}
+    said = capfd.readouterr().err
+    assert "data.sampler: the first 55 batches are random, and the training has 12" in said
+    assert "supcon.memory.warmup: is 12 batches, and the training has 12, so the memory is never used" in said
+
+
+def test_what_comes_into_use_is_not_spoken_of() -> None:
+    terms = [{"loss": "supcon", "memory": {"size": 32, "warmup": 11}}, {"loss": "triplet"}]
+    objective = Objective.from_config(terms, 4, 8, 8)
+    labels = np.repeat(np.arange(12), 6)
+    early = HardIdentitySampler(labels, 4, 2, warmup=4, delay=2, refresh=5)
+    assert never_used(objective, early, 12) == {}
+    assert set(never_used(objective, early, 4)) == {"data.sampler", "supcon.memory.warmup"}
+    by_hand = HardIdentitySampler(labels, 4, 2, refresh=None)
+    assert never_used(objective, by_hand, 12) == never_used(objective, PKSampler(labels, 4, 2), 12) == {}

@@ -228,5 +228,15 @@ def test_centers_refuse_shapes_that_do_not_fit():
     module = RunningCenters(3, 2)
     with pytest.raises(ValueError, match="embeddings must be"):
         module.update(torch.ones(2, 3), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="as many labels"):
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match="labels must be from 0 to 2"):
+            module.update(torch.ones(2, 2), torch.tensor([0, wrong]))
+    with pytest.raises(ValueError, match=r"labels must be a tensor \[2\]"):
         module.update(torch.ones(2, 2), torch.tensor([0]))
+
+
+def test_an_approximate_search_among_equal_vectors_finds_some() -> None:
+    """All centres of the partition coincide, and one list has all members."""
+    table = find_neighbours(torch.ones(3000, 8), 5, exact_up_to=10)
+    assert (table.ids >= 0).all() and (table.similarity > 0.99).all()
+    assert (table.ids != torch.arange(3000)[:, None]).all()

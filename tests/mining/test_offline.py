@@ -347,7 +347,7 @@ def test_wrong_options_are_one_line(offline, message):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="needs offline"):
         HardIdentitySampler(LABELS, 4, 2).use_embeddings(some(36, 5, 0))
-    with pytest.raises(ValueError, match=r"\[36, D\], one per image, not \(12, 5\)"):
+    with pytest.raises(ValueError, match=r"\[36, D\], one row per image, not \(12, 5\)"):
         make().use_embeddings(some(12, 5, 0))
     with pytest.raises(ValueError, match="not finite"):
         make().use_embeddings(some(36, 5, 0).index_fill_(0, torch.tensor([3]), torch.nan))
