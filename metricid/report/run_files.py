@@ -46,7 +46,7 @@ class TrainingLog:
         windows: log lines of steps, ascending.
         validations: ascending.
         nonfinite: skipped steps.
-        damaged: lines that could not be used.
+        damaged: lines that could not be used; a last one that is being written is none of them.
     """
 
     windows: list[Window] = field(default_factory=list)
@@ -87,7 +87,7 @@ def read_log(file: Path) -> TrainingLog | None:
     if not file.is_file():
         return None
     try:
-        lines = file.read_bytes().splitlines()
+        lines = file.read_bytes().splitlines(keepends=True)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
     windows: list[Window] = []
@@ -108,7 +108,7 @@ def read_log(file: Path) -> TrainingLog | None:
             elif event == "nonfinite":
                 nonfinite += 1
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            damaged += 1
+            damaged += line.endswith((b"\n", b"\r"))
     return TrainingLog(windows, validations, nonfinite, damaged)
 
 

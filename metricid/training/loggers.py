@@ -34,8 +34,10 @@ class JsonlLog:
     def write(self, event: str, **values: Any) -> None:
         """Adds a line; numbers that JSON has not (NaN, infinity) become text."""
         line = json.dumps({"event": event, **{k: _plain(v) for k, v in values.items()}})
+        left = memoryview(line.encode() + b"\n")
         with self._explained():
-            self._file.write(line.encode() + b"\n")
+            while left:  # a disk that fills up takes a part and says so at the next write only
+                left = left[self._file.write(left) :]
 
     def position(self) -> int:
         """Length of the file in bytes, everything written down."""

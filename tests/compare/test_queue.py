@@ -68,6 +68,12 @@ def events(folder):
     return [tuple(line.split()) for line in (folder / "events.txt").read_text().splitlines()]
 
 
+def wait_for_events(folder, number):
+    file = folder / "events.txt"
+    while not (file.exists() and file.read_text().count("\n") >= number):
+        time.sleep(0.01)
+
+
 def test_runs_go_in_order_one_at_a_time(planned, tmp_path):
     ended = []
     work_off(planned("a", "b", "c"), devices("one"), patient(), lambda run: ended.append(run.entry))
@@ -82,7 +88,7 @@ def test_each_device_has_one_run_at_a_time(planned, tmp_path):
         target=work_off, args=(runs, devices("one", "two"), patient(), lambda run: None)
     )
     thread.start()
-    wait_for(lambda: (tmp_path / "events.txt").exists() and len(events(tmp_path)) == 2)
+    wait_for_events(tmp_path, 2)
     time.sleep(0.1)
     assert sorted(events(tmp_path)) == [("start", "a", "one"), ("start", "b", "two")]
     (tmp_path / "go").touch()
@@ -113,7 +119,7 @@ def test_a_stop_lets_the_running_save_and_starts_no_other(planned, tmp_path):
     (tmp_path / "go").unlink()
 
     def interrupt():
-        wait_for(lambda: (tmp_path / "events.txt").exists())
+        wait_for_events(tmp_path, 1)
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
@@ -149,7 +155,7 @@ def test_a_second_signal_ends_the_trainings_at_once(planned, tmp_path):
     stop = patient()
 
     def interrupt():
-        wait_for(lambda: (tmp_path / "events.txt").exists())
+        wait_for_events(tmp_path, 1)
         stop.number, stop.count = signal.SIGINT, 2
 
     thread = threading.Thread(target=interrupt)
@@ -182,11 +188,6 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     os.waitpid(child, 0)
     with queue.locked_folder(tmp_path):
         pass
-
-
-def wait_for(condition):
-    while not condition():
-        time.sleep(0.01)
 
 
 def test_a_retry_repeats_runs_whose_results_are_damaged_and_no_others(plan, results):

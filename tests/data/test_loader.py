@@ -114,12 +114,12 @@ def test_a_corrupt_image_is_one_line_without_a_traceback(root, workers):
 def test_after_an_error_or_a_close_the_loader_starts_again(root):
     data = (root / "c/1.png").read_bytes()
     (root / "c/1.png").write_bytes(b"")
-    batches = loader(root, 2)
-    began = time.monotonic()
-    with pytest.raises(ImageError):
+    batches, others = loader(root, 2), set(multiprocessing.active_children())
+    with pytest.raises(ImageError) as caught:  # a handler keeps the traceback, and with it the frames
         drawn(batches, 0)
     assert batches._loader is None
-    assert time.monotonic() - began < 4, "workers were not released at once"
+    assert set(multiprocessing.active_children()) <= others, "workers were not released at once"
+    del caught
     (root / "c/1.png").write_bytes(data)
     assert_same(drawn(batches, 1), drawn(loader(root), 1))
     batches.close()
@@ -172,15 +172,15 @@ def test_waiting_time_is_counted(root):
 
     batches = loader(root, transform=slow)
     drawn(batches, 0)
-    assert 0.24 <= batches.wait_seconds < 5
+    assert batches.wait_seconds >= 0.24
     quick = loader(root, 1, transform=PLAIN)
     stream = quick.epoch(0)
     next(stream)
-    before = quick.wait_seconds
+    before, began = quick.wait_seconds, time.perf_counter()
     for _ in range(3):
         time.sleep(0.3)
         next(stream)
-    assert quick.wait_seconds - before < 0.3
+    assert quick.wait_seconds - before <= time.perf_counter() - began - 0.9, "its own work is no waiting"
 
 
 def test_impossible_options_are_named(root):

@@ -39,9 +39,10 @@ def wait_for_step(process, run, step):
     while time.monotonic() < deadline:
         if process.poll() is not None:
             pytest.fail(f"ended too early: {process.communicate()[1][-2000:]}")
-        if log.is_file():
-            lines = [line for line in log.read_text().splitlines() if '"event": "step"' in line]
-            if any(json.loads(line)["step"] >= step for line in lines):
+        if log.is_file():  # its last line may be half written
+            complete = log.read_text().rpartition("\n")[0].splitlines()
+            events = [json.loads(line) for line in complete]
+            if any(event["event"] == "step" and event["step"] >= step for event in events):
                 return
         time.sleep(0.005)
     pytest.fail(f"step {step} was not reached")
