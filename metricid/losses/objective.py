@@ -91,9 +91,9 @@ class Objective(nn.Module):
         """Builds an objective from the list of a recipe.
 
         Args:
-            terms: mappings with `loss`, the optional keys of a term (`name`, `weight`, `on`, `start`, `end`)
-                and the options of the loss. Terms without a name are called after their loss (`triplet`,
-                `triplet_2`, ...) or column.
+            terms: mappings with `loss`, the optional keys of a term (`name`, `weight`, `on`, `start`, `end`),
+                those of its kind (`gather`, `memory`, ...) and the options of the loss. Terms without a name
+                are called after their loss (`triplet`, `triplet_2`, ...) or column.
             num_classes: number of identities; given to the losses that want it.
             feature_dim: width of the features, before the neck.
             embedding_dim: width of the embedding, after the neck.
@@ -150,7 +150,8 @@ class Objective(nn.Module):
             labels: [B] int64.
             progress: share of the training that is done, in [0, 1].
             gather: joins the batch of all ranks, `(x, labels) -> (x_all, labels_all)`, differentiable in x.
-                Used for losses that compare samples with each other, once for each of features and embedding.
+                Used for losses that compare samples with each other, once for each of features and embedding,
+                but for the terms without `gather`.
             norms: measure the gradient of each term at the features; costs a backward pass from the losses to
                 there.
             side: images, columns and teachers, for the terms that read them.
@@ -171,13 +172,14 @@ class Objective(nn.Module):
                 total = total + _untouched(self._parameters_of(place))
                 continue
             batch = places[term.on], labels
+            join = gather if term.gather else None
             if isinstance(term.loss, SideTerm):
-                moment = Moment(*batch, progress, self._named, side or Side(), gather, places)
+                moment = Moment(*batch, progress, self._named, side or Side(), join, places)
                 values[term.name] = term.loss.at(moment)
             else:
-                if gather is not None and getattr(term.loss, "pairwise", False):
+                if join is not None and getattr(term.loss, "pairwise", False):
                     if term.on not in joined:
-                        joined[term.on] = gather(*batch)
+                        joined[term.on] = join(*batch)
                     batch = joined[term.on]
                 values[term.name] = term.loss(*batch)
             weights[term.name] = term.weight_at(progress)

@@ -57,6 +57,7 @@ SIDE_KEYS: dict[str, Any] = {
     "column": str,
     "columns": list[str],
     "memory": Any,
+    "gather": bool,
 }
 TASK_LOSSES = {
     "category": "softmax",
@@ -126,7 +127,7 @@ def build_terms(terms: Sequence[Mapping[str, Any]], facts: Facts) -> list[Term]:
     built = []
     names = term_names(terms)
     for place, (name, options) in enumerate(zip(names, terms, strict=True)):
-        own = {key: options[key] for key in KEYS if key in options and key != "name"}
+        own = {key: options[key] for key in (*KEYS, "gather") if key in options and key != "name"}
         if "weight" in own:
             own["weight"] = build_weight(own["weight"])
         dim = facts.feature_dim if own.get("on") == "features" else facts.embedding_dim

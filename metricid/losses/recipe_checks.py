@@ -140,12 +140,13 @@ def _unknown_loss(chosen: Mapping[str, Any], registry: Registry) -> str:
 
 
 def _side_keys(loss: str, registry: Registry) -> set[str]:
+    own = {"gather"} if getattr(registry.get(loss), "pairwise", False) else set()
     if registry is DISTILLATION:
-        return {"teacher", "of"} if loss in ON_LOGITS else {"teacher"}
+        return own | ({"teacher", "of"} if loss in ON_LOGITS else {"teacher"})
     if registry is ADVERSARIAL:
         return {"of"} if loss in ON_LOGITS else {"column"}
     if registry is LOSSES:
-        return {"memory"} if takes_memory(LOSSES.get(loss)) else set()
+        return own | ({"memory"} if takes_memory(LOSSES.get(loss)) else set())
     return {"of"} if registry is REGULARISERS else set()
 
 

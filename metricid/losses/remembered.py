@@ -72,7 +72,7 @@ class RememberedLoss(SideTerm):
         self.warmup, self.momentum = options.warmup, options.momentum
 
     def at(self, moment: Moment) -> Tensor:
-        """The loss of the batch of all ranks."""
+        """The loss of the batch of all ranks, or of this one for a term without `gather`."""
         x, labels = moment.x, moment.labels
         if moment.gather is not None:
             x, labels = moment.gather(x, labels)

@@ -54,7 +54,8 @@ class Moment:
         progress: share of the training that is done, in [0, 1].
         terms: all terms of the objective, by name.
         side: what the batch offers.
-        gather: joins the batches of all ranks, differentiable in its first argument; None for one process.
+        gather: joins the batches of all ranks, differentiable in its first argument; None for one process,
+            and for a term that stays with its own.
         places: the features and the embedding, of which `x` is one; a term that is about another one reads
             what that one reads.
     """
@@ -89,6 +90,8 @@ class Term:
         on: 'features' (before the neck) or 'embedding' (after it).
         start: progress of the training in [0, 1] from which it counts.
         end: progress until which it counts; the end of the training is part of a window that ends at 1.
+        gather: a loss that compares images with each other does so over the batches of all ranks; False keeps
+            it to the batch of its rank, and the gradient is the mean over ranks.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Term:
     on: Place = "embedding"
     start: float = 0.0
     end: float = 1.0
+    gather: bool = True
 
     def active(self, progress: float) -> bool:
         """Whether it counts at this progress of the training."""
