@@ -198,7 +198,7 @@ def test_a_damaged_log_and_environment_cost_only_their_parts(run):
     (run / "environment.json").write_text("{")
     assert main(["report", str(run), "--no-pictures"]) == 0
     page = text_of(run / "report.html")
-    assert re.search(r"damaged log lines, left out</dt><dd>3</dd>", page)
+    assert re.search(r"damaged log lines, left out</dt><dd>2</dd>", page)
     assert "<summary>environment" not in page
 
 
