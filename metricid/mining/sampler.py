@@ -1,6 +1,7 @@
 """Batches of identities that the model now confuses."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -111,15 +112,16 @@ class HardIdentitySampler:
         Raises:
             InputError: an option outside its range, or fewer identities than P x world_size.
         """
-        check_options(
-            {"identities": identities, "images": images, "epoch": epoch, "vectors": vectors}
-            | {"share": share, "share_start": share_start, "ramp": ramp, "warmup": warmup}
-            | {"neighbours": neighbours, "temperature": temperature, "refresh": refresh, "delay": delay}
-            | {"max_repeat": max_repeat, "guard": guard, "far_share": far_share}
-            | {"exact_up_to": exact_up_to, "seed": seed}
-        )
+        options: dict[str, Any] = {"identities": identities, "images": images, "epoch": epoch}
+        options |= {"vectors": vectors, "share": share, "share_start": share_start, "ramp": ramp}
+        options |= {"warmup": warmup, "neighbours": neighbours, "temperature": temperature}
+        options |= {"refresh": refresh, "delay": delay, "max_repeat": max_repeat, "guard": guard}
+        options |= {"far_share": far_share, "exact_up_to": exact_up_to, "seed": seed}
+        check_options(options)
         labels = checked_labels(labels, rank, world_size)
         self.offline = None if offline is None else OfflineOptions.read(offline)
+        own = options | {"offline": self.offline and asdict(self.offline), "world_size": world_size}
+        self._options = {name: v.item() if isinstance(v, np.generic) else v for name, v in own.items()}
         self.identities, self.images, self.batch_size = identities, images, identities * images
         self.vectors, self.seed, self.rank, self.world_size = vectors, seed, rank, world_size
         self._seed = seed & 0xFFFFFFFFFFFFFFFF
@@ -345,6 +347,7 @@ class HardIdentitySampler:
             )
         self._drop_before(self._done)
         return {
+            "options": self._options,
             "done": self._done,
             "course": course.state(batch),
             "schedule": self._schedule.state(),
@@ -356,7 +359,8 @@ class HardIdentitySampler:
         """Continues where `state_dict` was called, in a sampler with the same options and labels.
 
         Raises:
-            InputError: it is no such state, or one of other numbers of identities or images.
+            InputError: it is no such state, or one of other options or of other numbers of identities or
+                images.
         """
         if missing := {"done", "course", "schedule", "ranks", "images"} - set(state):
             raise InputError(f"this is no state of a hard_identity sampler: it has no {min(missing)!r}")
@@ -365,6 +369,13 @@ class HardIdentitySampler:
             raise InputError(
                 f"the state of the sampler is of {len(counts)} identities, and the data has {self._known}; "
                 "restore the data, or start anew"
+            )
+        stored = state.get("options", {})  # states of before they were kept have none
+        other = [name for name, value in self._options.items() if stored.get(name, value) != value]
+        if other:
+            differing = ", ".join(f"{name} {stored[name]} (here {self._options[name]})" for name in other)
+            raise InputError(
+                f"the state is of a sampler with {differing}; make this one alike, or start anew"
             )
         self._done, self._next = state["done"], 0
         self._course = Course.load(state["course"], self._seed, self._most)

@@ -430,7 +430,20 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="of 2 identities"):
         state = HardIdentitySampler(np.array([1, 2]), 2, 1).state_dict()
         sampler.load_state_dict(state)
+    other = HardIdentitySampler(np.repeat(np.arange(30), 3), 4, 2, seed=6, **(OPTIONS | {"offline": {}}))
+    with pytest.raises(
+        InputError, match=r"with seed 6 \(here 5\), offline \{'every': 1, 'images': 20\} \(here None\); make"
+    ):
+        sampler.load_state_dict(other.state_dict())
     with pytest.raises(InputError, match="one label per image"):
         HardIdentitySampler(np.array([]))
     with pytest.raises(InputError, match="one identity only"):
         HardIdentitySampler(np.array([1, 1]), 1)
+
+
+def test_a_state_with_numbers_of_numpy_among_the_options_is_read_again():
+    options = {"share": np.float64(0.25), "temperature": np.float32(0.5).astype(float)}
+    file = io.BytesIO()
+    torch.save(make(**options).state_dict(), file)
+    file.seek(0)
+    make(share=0.25, temperature=0.5).load_state_dict(torch.load(file, weights_only=True))
