@@ -13,8 +13,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile("same")
-# A program that a test starts; and this file, which the search for doctests would take for another conftest.
-collect_ignore = ["search/kill_at_every_step.py", "conftest.py"]
+# A program that a test starts; and conftests, of which the search for doctests would take one for another.
+collect_ignore = ["search/kill_at_every_step.py"]
+collect_ignore_glob = ["*conftest.py"]
+pytest.register_assert_rewrite("search.store_contract")
 
 
 @pytest.fixture(scope="session")

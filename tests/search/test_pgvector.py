@@ -14,16 +14,14 @@ import psycopg
 import pytest
 from pgvector.psycopg import register_vector
 
-pytest.register_assert_rewrite("search.store_contract")
+from metricid.search import pgtable
+from metricid.search.exchange import completed
+from metricid.search.pgvector import PgvectorOptions
+from metricid.search.remote import Address, open_store
+from metricid.search.store import Filter
 
-from metricid.search import pgtable  # noqa: E402
-from metricid.search.exchange import completed  # noqa: E402
-from metricid.search.pgvector import PgvectorOptions  # noqa: E402
-from metricid.search.remote import Address, open_store  # noqa: E402
-from metricid.search.store import Filter  # noqa: E402
-
-from .postgres import PASSWORD, running_postgres  # noqa: E402
-from .store_contract import (  # noqa: E402
+from .postgres import PASSWORD, running_postgres
+from .store_contract import (
     CARD,
     FAST,
     StoreContract,

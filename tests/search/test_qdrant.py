@@ -14,13 +14,11 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("search.store_contract")
+from metricid.search.qdrant import QdrantOptions
+from metricid.search.qdrant_server import QdrantServer
+from metricid.search.remote import open_store
 
-from metricid.search.qdrant import QdrantOptions  # noqa: E402
-from metricid.search.qdrant_server import QdrantServer  # noqa: E402
-from metricid.search.remote import open_store  # noqa: E402
-
-from .store_contract import CARD, FAST, StoreContract, brute_force, check_options, people, refused  # noqa: E402
+from .store_contract import CARD, FAST, StoreContract, brute_force, check_options, people, refused
 
 SECRET = "s3cret-key"
 

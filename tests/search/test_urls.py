@@ -4,13 +4,11 @@ import re
 
 import pytest
 
-pytest.register_assert_rewrite("search.store_contract")
+from metricid.errors import InputError
+from metricid.search.qdrant import QdrantStore
+from metricid.search.remote import Address, Retry, open_store
 
-from metricid.errors import InputError  # noqa: E402
-from metricid.search.qdrant import QdrantStore  # noqa: E402
-from metricid.search.remote import Address, Retry, open_store  # noqa: E402
-
-from .store_contract import CARD, FAST, refused  # noqa: E402
+from .store_contract import CARD, FAST, refused
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import Small
 from run_states import equal_but_for_the_clock, final_state
+from small_recipe import Small
 from torch.testing import assert_close
 
 from metricid.data.embedding_set import EmbeddingSet
