@@ -1,8 +1,6 @@
 """The page itself, built of gradio's components."""
 
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +9,7 @@ from metricid.demo import markup
 from metricid.demo.photos import Photo
 from metricid.demo.studio import Look, Studio
 from metricid.demo.style import STYLE
+from metricid.demo.uploads import Uploads
 from metricid.errors import InputError
 
 LARGEST_UPLOAD = 20 * 2**20
@@ -54,7 +53,7 @@ def build_app(studio: Studio, *, top: int) -> Any:
 def _blocks(gradio: Any, studio: Studio, top: int) -> Any:
     """The layout, and what happens when something in it changes."""
     rates = studio.rates
-    start = rates.start()
+    start, uploads = rates.start(), Uploads()
     low = min(0.0, float(rates.table.levels[0]))
     with gradio.Blocks(
         title=f"metricid: {studio.name}", analytics_enabled=False, delete_cache=(60, 300)
@@ -72,9 +71,9 @@ def _blocks(gradio: Any, studio: Studio, top: int) -> Any:
             meaning = gradio.HTML(markup.threshold_text(rates, start), elem_id="meaning", padding=True)
         with gradio.Tabs():
             with gradio.Tab("Search", id="search"):
-                search = _SearchTab(gradio, studio, threshold, top)
+                search = _SearchTab(gradio, studio, uploads, threshold, top)
             with gradio.Tab("Compare", id="compare"):
-                compare = _CompareTab(gradio, studio, threshold)
+                compare = _CompareTab(gradio, studio, uploads, threshold)
             with gradio.Tab("Confusions", id="confusions"):
                 confused = _ConfusionTab(gradio, studio, threshold)
         parts: list[_Tab] = [search, compare, confused]
@@ -119,7 +118,7 @@ class _Tab(Protocol):
 class _SearchTab:
     """One photo, and the nearest images."""
 
-    def __init__(self, gradio: Any, studio: Studio, threshold: Any, top: int):
+    def __init__(self, gradio: Any, studio: Studio, uploads: Uploads, threshold: Any, top: int):
         self._studio = studio
         self._look = gradio.State(None, time_to_live=_HOUR)
         with gradio.Row():
@@ -135,7 +134,7 @@ class _SearchTab:
         self.states = [self._look]
 
         def given(file: str | None, value: float, k: float) -> list[Any]:
-            photo, picture = receive(studio, file, "Your photo")
+            photo, picture = receive(studio, uploads, file, "Your photo")
             if photo is None:
                 return [None, None, "", picture]
             look = studio.look(photo.vector, int(k))
@@ -169,8 +168,8 @@ class _SearchTab:
 class _CompareTab:
     """Two photos, and whether they show one person."""
 
-    def __init__(self, gradio: Any, studio: Studio, threshold: Any):
-        self._studio = studio
+    def __init__(self, gradio: Any, studio: Studio, uploads: Uploads, threshold: Any):
+        self._studio, self._uploads = studio, uploads
         self.states = [gradio.State(None, time_to_live=_HOUR) for _ in range(2)]
         drops, shown = [], []
         with gradio.Row():
@@ -206,7 +205,8 @@ class _CompareTab:
 
     def _taker(self, place: int) -> Callable[[str | None], list[Any]]:
         def given(file: str | None) -> list[Any]:
-            photo, picture = receive(self._studio, file, ("First photo", "Second photo")[place])
+            name = ("First photo", "Second photo")[place]
+            photo, picture = receive(self._studio, self._uploads, file, name)
             return [None, None if photo is None else photo.vector, picture]
 
         return given
@@ -268,11 +268,12 @@ class _ConfusionTab:
         )
 
 
-def receive(studio: Studio, file: str | None, text: str) -> tuple[Photo | None, str]:
+def receive(studio: Studio, uploads: Uploads, file: str | None, text: str) -> tuple[Photo | None, str]:
     """Reads an uploaded file and deletes it at once.
 
     Args:
         studio: what embeds it.
+        uploads: what reads it.
         file: where the framework put it.
         text: what the page calls it.
 
@@ -281,15 +282,10 @@ def receive(studio: Studio, file: str | None, text: str) -> tuple[Photo | None, 
     """
     if file is None:
         return None, markup.problem("No file arrived; try again.")
-    path = Path(file)
     try:
-        data = path.read_bytes()
+        data = uploads.take(file)
     except OSError:
         return None, markup.problem("The file did not arrive; try again.")
-    finally:
-        path.unlink(missing_ok=True)
-        with suppress(OSError):
-            path.parent.rmdir()
     try:
         photo = studio.photo(data)
     except InputError as error:

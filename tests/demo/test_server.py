@@ -11,6 +11,7 @@ import pytest
 
 from metricid.demo import server
 from metricid.demo.page import receive
+from metricid.demo.uploads import Uploads
 from metricid.errors import InputError
 
 
@@ -113,8 +114,8 @@ def test_an_uploaded_file_is_deleted_even_if_it_is_no_photo(tmp_path):
     file = tmp_path / "upload" / "face.jpg"
     file.parent.mkdir()
     file.write_bytes(b"no image")
-    photo, told = receive(Refuses(), str(file), "Your photo")
+    photo, told = receive(Refuses(), Uploads(), str(file), "Your photo")
     assert photo is None and "This file: 8 bytes are no image" in told
-    assert not file.exists() and not file.parent.exists()
-    assert "did not arrive" in receive(Refuses(), str(file), "Your photo")[1]
-    assert "No file arrived" in receive(Refuses(), None, "Your photo")[1]
+    assert not file.exists()
+    assert "did not arrive" in receive(Refuses(), Uploads(), str(file), "Your photo")[1]
+    assert "No file arrived" in receive(Refuses(), Uploads(), None, "Your photo")[1]
