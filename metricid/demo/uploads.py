@@ -46,7 +46,7 @@ class Uploads:
         return data
 
     def _forget(self) -> None:
-        """Drops what is old or too much, and only then folders: the same photo may just be coming in again."""
+        """Drops what is old or too much, and only then folders: the same photo may be coming in again."""
         with self._lock:
             held = sum(len(data) for _, data in self._recent.values())
             for path, (taken, data) in list(self._recent.items()):
