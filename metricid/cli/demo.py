@@ -182,8 +182,15 @@ def _index(options: argparse.Namespace, model: CheckpointModel, flip: bool) -> t
     index = SearchIndex(options.index)
     if not len(index):
         raise InputError(f"{options.index}: has no rows to search; add some first")
-    ours = {"model": model.describe(), "flip": flip, "dimension": model.output_dim}
+    theirs = bool(index.card.get("flip"))
+    ours = {"model": model.describe(), "flip": theirs, "dimension": model.output_dim}
     check_same_model(index.card, ours, str(options.index), str(options.run))
+    if theirs != flip:
+        raise InputError(
+            f"{options.index}: its vectors are made {'with' if theirs else 'without'} the mirrored image, "
+            f"and the recipe of the run says evaluation.flip={str(flip).lower()}; "
+            f"add evaluation.flip={str(theirs).lower()}"
+        )
     root = options.index_root
     source = None if root is None else open_source(expand(root, "--index-root"))
     return StoredImages(index, options.index.name, source), index.card.get("aligned") is True

@@ -16,7 +16,7 @@ from metricid.data.sources import ImageSource, open_source
 from metricid.errors import InputError
 from metricid.evaluation import PROTOCOLS
 from metricid.registry import unknown
-from metricid.report.embedding_map import METHODS
+from metricid.report.embedding_map import METHODS, check_method
 from metricid.report.page import Report
 from metricid.report.people import Choice
 from metricid.report.run_files import read_environment, read_results
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes the page and says where it is."""
     subject = Path(options.subject)
     _check_numbers(options)
+    check_method(options.map)
     output = _target(options, subject)
     world = start_world(options.device)
     try:

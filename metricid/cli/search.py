@@ -222,12 +222,13 @@ def _about(options: argparse.Namespace, reader: EmbeddingReader) -> dict[str, An
         "license": card.get("license"),
         "source": reader.path.name,
         "model_path": None,
+        "onnx": None,
         "calibration": None,
         "metricid": __version__,
     }
     if options.model is not None:
         model_for(about, options, str(reader.path))
-        about["model_path"] = path_of_model(options.model)
+        about |= {"model_path": path_of_model(options.model), "onnx": options.onnx or None}
     if options.calibration is not None:
         about["calibration"] = Verdicts.check(options.calibration, about, str(reader.path)).to_json()
     return about
@@ -404,6 +405,8 @@ def _answer_text(answer: Answer, verdicts: Verdicts | None) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
     name = printable(answer.name, CELL)
+    if not hits:  # of a row that is alone with what passes the filter
+        return f"{name}: no other row passes the filter"
     head = name if verdicts is None else f"{name} ({verdicts})"
     return "\n".join([head, *(line.rstrip() for line in lines)])
 

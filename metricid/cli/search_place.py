@@ -22,6 +22,11 @@ def check_words(options: argparse.Namespace) -> None:
     Raises:
         InputError: names the option.
     """
+    for name in ("embeddings", "output", "model", "calibration", "grid", "root", "landmarks"):
+        given = getattr(options, name, None)
+        if given is not None:
+            Address.refuse("-o" if name == "output" else f"--{name}", [str(given)])
+    Address.refuse(options.action, getattr(options, "words", [])[0 if options.store else 1 :])
     if "onnx" in options:
         onnx_options(options.onnx)
         pick_device(options.device)

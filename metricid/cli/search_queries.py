@@ -176,11 +176,25 @@ def model_for(card: Mapping[str, Any], options: argparse.Namespace, name: str) -
         raise InputError(f"{name}: does not know where its model is; give --model RUN")
     if options.model is None and not Path(path).exists():
         raise InputError(f"{name}: its model is no longer at {path}; give --model RUN")
-    onnx = onnx_options(options.onnx)
+    onnx = onnx_options(options.onnx or (stored_onnx(card, name) if options.model is None else ()))
     model = open_model(path, device=options.device, onnx=onnx if onnx.given() else None)
     theirs = {"model": model.describe(), "flip": card.get("flip"), "dimension": model.output_dim}
     check_same_model(card, theirs, name, str(path))
     return model
+
+
+def stored_onnx(card: Mapping[str, Any], name: str) -> list[str]:
+    """The `--onnx` that a card remembers beside its model.
+
+    Raises:
+        InputError: the card holds something else there.
+    """
+    texts = card.get("onnx") or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(
+            f"{name}: the options of the model in its card cannot be read; give --model and --onnx"
+        )
+    return texts
 
 
 def answer_images(
@@ -337,4 +351,7 @@ def is_embedding_file(path: str) -> bool:
     try:
         return COLUMN in pyarrow.parquet.read_schema(file).names
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from None
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"{file}: not a readable Parquet file ({why}); copy it again, or make it anew"
+        ) from None

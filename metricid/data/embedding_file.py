@@ -220,7 +220,8 @@ class EmbeddingReader:
     def _unreadable(self, error: Exception) -> InputError:
         if isinstance(error, PermissionError):
             return InputError(f"{self.path}: cannot be read (Permission denied); check its rights")
-        return InputError(f"{self.path}: not a readable Parquet file ({' '.join(str(error).split())})")
+        why = " ".join(str(error).split())
+        return InputError(f"{self.path}: not a readable Parquet file ({why}); copy it again, or embed again")
 
 
 def check_array(embeddings: np.ndarray, rows: int, name: str, dtypes: tuple[str, ...] = ("float32",)) -> None:
@@ -331,6 +332,11 @@ def _checksums(content: str, table: Manifest) -> dict[str, str]:
 
 
 def _card(text: bytes, path: Path) -> dict[str, Any]:
+    if not text.strip():
+        raise InputError(
+            f"{path}: has no card, which says of what model the vectors are (another program wrote it?); "
+            "embed again, or write it with metricid.data.EmbeddingSet"
+        )
     try:
         card = json.loads(text)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Embeddings in two dimensions: PCA, or t-SNE and UMAP where they are installed."""
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from metricid.errors import InputError
 from metricid.evaluation.arrays import FloatArray, IntArray, normalise
 
 METHODS = ("pca", "tsne", "umap")
+_PACKAGES = {"tsne": ("sklearn.manifold", "scikit-learn"), "umap": ("umap", "umap-learn")}
 MOST_POINTS = 2000
 
 
@@ -56,8 +58,7 @@ def embedding_map(
     Raises:
         InputError: the method's package is not installed.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    check_method(method)
     if len(embeddings) < 3:
         return None
     rng = np.random.default_rng(seed)
@@ -68,6 +69,23 @@ def embedding_map(
     make = {"pca": _pca, "tsne": _tsne, "umap": _umap}[method]
     points, labels = make(unit, seed)
     return EmbeddingMap(rows, points, labels, method)
+
+
+def check_method(method: str) -> None:
+    """The method can be used on this machine.
+
+    Raises:
+        ValueError: there is no such method.
+        InputError: its package is not installed.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if method in _PACKAGES:
+        module, package = _PACKAGES[method]
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(f"--map {method}: {package} is not installed; pip install {package}") from error
 
 
 def _pca(unit: NDArray[np.float64], seed: int) -> tuple[NDArray[np.float64], tuple[str, str]]:
@@ -88,20 +106,16 @@ def _pca(unit: NDArray[np.float64], seed: int) -> tuple[NDArray[np.float64], tup
 
 
 def _tsne(unit: NDArray[np.float64], seed: int) -> tuple[NDArray[np.float64], tuple[str, str]]:
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise InputError("--map tsne: scikit-learn is not installed; pip install scikit-learn") from error
+    from sklearn.manifold import TSNE
+
     perplexity = min(30.0, (len(unit) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(unit.astype(np.float32))
     return np.asarray(points, dtype=np.float64), ("t-SNE 1", "t-SNE 2")
 
 
 def _umap(unit: NDArray[np.float64], seed: int) -> tuple[NDArray[np.float64], tuple[str, str]]:
-    try:
-        from umap import UMAP  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise InputError("--map umap: umap-learn is not installed; pip install umap-learn") from error
+    from umap import UMAP  # type: ignore[import-not-found, unused-ignore]
+
     model = UMAP(
         n_neighbors=min(15, len(unit) - 1),
         metric="cosine",

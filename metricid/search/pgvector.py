@@ -34,6 +34,7 @@ from metricid.search.store import (
     check_k,
     check_same_model,
     check_vectors,
+    renewed,
 )
 
 _SAMPLE = 50  # queries by which recall is measured
@@ -108,6 +109,9 @@ class PgvectorStore:
             raise InputError(f"{self._table.name}: does not exist; build it first, or correct the URL")
         if card is not None:
             check_same_model(stored, card, self._table.name, "the set to be stored")
+            if new := renewed(stored, card):
+                self._table.write_card(connection, new)
+                return new
         return stored
 
     def query(self, vectors: Vectors, k: int, where: Filter | None = None) -> Hits:

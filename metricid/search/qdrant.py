@@ -40,6 +40,7 @@ from metricid.search.store import (
     check_keys,
     check_same_model,
     check_vectors,
+    renewed,
 )
 
 # No row has this number: those are uuid5 of the key, which are never all zeros.
@@ -250,6 +251,9 @@ class QdrantStore:
         stored, schema = self._read_card()
         if card is not None:
             check_same_model(stored, card, self.name, "the set to be stored")
+            if new := renewed(stored, card):
+                self._write_card(new, schema)
+                return new, schema
         return stored, schema
 
     def _create(self, card: Mapping[str, Any]) -> None:

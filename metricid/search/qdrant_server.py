@@ -49,6 +49,8 @@ class QdrantServer:
                 f"{address}: names neither a server nor a folder; give qdrant://HOST:PORT/COLLECTION, or "
                 "qdrant:///a/local/folder"
             )
+        if not collection:
+            raise InputError(f"{address}: names no collection; give qdrant://HOST:PORT/COLLECTION")
         if not re.fullmatch(r"\w[\w.-]{0,254}", collection):
             raise InputError(
                 f"{address}: the collection {collection!r} must be named with letters, digits, _ . -"
@@ -84,6 +86,8 @@ class QdrantServer:
             return
         if not create and not (self.folder / "meta.json").is_file():
             raise InputError(f"{address}: no local Qdrant folder; build it first, or correct the URL")
+        if self.folder.is_dir() and not (self.folder / "meta.json").is_file() and any(self.folder.iterdir()):
+            raise InputError(f"{address}: the folder holds other files; give a new one, or an empty one")
         try:
             self._client = qdrant_client.QdrantClient(path=str(self.folder))
         except (RuntimeError, OSError, ValueError) as error:

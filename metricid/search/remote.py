@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -99,16 +99,25 @@ class Address:
         shown = "".join(c if c.isprintable() else "\ufffd" for c in shown)
         try:
             parts = urlsplit(url)
-            host, port, user, password = parts.hostname, parts.port, parts.username, parts.password
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError:
-            host = pairs = None
-            port = user = password = None
-        if pairs is None or parts.fragment or "@" in parts.path + query or len(dict(pairs)) != len(pairs):
+            pairs = None
+        if pairs is None or parts.fragment or "@" in parts.path + query:
             raise InputError(
                 f"--store: {shown} is not of the form {_FORMS}; "
                 "write special characters of a password as %40 (@), %3A (:), %2F (/), %3F (?), %23 (#)"
             )
+        host, user, password = parts.hostname, parts.username, parts.password
+        try:
+            port = parts.port
+        except ValueError:  # without a host, what stands in its place may be a password
+            shown = shown if "@" in place else f"{kind}://***"
+            raise InputError(
+                f"--store: {shown}: the port must be a number from 1 to 65535; correct the URL"
+            ) from None
+        twice = [name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place])]
+        if twice:
+            raise InputError(f"--store: {shown}: the option {twice[0]!r} is given twice; keep one")
         if wrong := _impossible(host or "", port, unquote(f"{user or ''}{parts.path}")):
             raise InputError(f"--store: {shown}: {wrong}; correct the URL")
         return cls(
@@ -125,6 +134,19 @@ class Address:
     def is_meant(text: str) -> bool:
         """Whether a text is meant as a URL, right or wrong, and not as the path of a folder."""
         return "://" in text or re.match(r"(pgvector|qdrant|postgres|postgresql):", text) is not None
+
+    @classmethod
+    def refuse(cls, what: str, texts: Iterable[str | None]) -> None:
+        """Refuses URLs where paths are meant; a message that quoted one might show a password.
+
+        Raises:
+            InputError: one is a URL.
+        """
+        if any(text is not None and cls.is_meant(text) for text in texts):
+            raise InputError(
+                f"{what}: is a URL, and must be the path of a file or folder here; the URL of a store goes "
+                "to metricid search, once, as --store URL"
+            )
 
     def __str__(self) -> str:
         user = f"{self.user}@" if self.user else ""

@@ -19,6 +19,7 @@ _SQUARES = (1e-12, 1e12)  # squared norms that float32 gives exactly enough
 _ROWS = 4096  # rows that are scaled in float64 at a time; a copy of everything would be wasteful
 _SHOWN = 3
 _NOTHING = (None, "unknown")
+REMEMBERED = ("model_path", "onnx", "calibration")  # of a card: what its user may name anew
 
 Vectors = NDArray[np.float32]
 
@@ -338,6 +339,9 @@ def check_same_model(card: Mapping[str, Any], other: Mapping[str, Any], name: st
         if fact == "aligned" and None in (here[0], there[0]):
             continue  # a card of before faces could be aligned says nothing
         if here[0] != there[0]:
+            told, known = there[1], here[1]
+            if isinstance(here[0], Mapping) and isinstance(there[0], Mapping):
+                told, known = _differing(there[0], here[0]), _differing(here[0], there[0])
             remedy = "use the model of the index, or build a new index"
             if fact == "flip":
                 index, other_way = ("with", "without") if here[0] else ("without", "with")
@@ -350,9 +354,23 @@ def check_same_model(card: Mapping[str, Any], other: Mapping[str, Any], name: st
                     "with --align, or --aligned where they are" if here[0] else "without --align or --aligned"
                 )
             raise InputError(
-                f"{other_name} does not fit {name}: {fact} is {there[1]} there, {here[1]} in the index; "
-                f"{remedy}"
+                f"{other_name} does not fit {name}: {fact} is {told} there, {known} in the index; {remedy}"
             )
+
+
+def renewed(stored: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The stored card with what a later one names anew (`REMEMBERED`); None where that changes nothing."""
+    named = {part: card[part] for part in REMEMBERED if card.get(part) is not None}
+    if named.get("model_path") not in (None, stored.get("model_path")):
+        named.setdefault("onnx", None)  # it was about another file
+    changed = any(stored.get(part) != value for part, value in named.items())
+    return {**stored, **named} if changed else None
+
+
+def _differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """The entries that the others have not in the same way, in one order on both sides."""
+    names = sorted(name for name in values.keys() | others.keys() if values.get(name) != others.get(name))
+    return ", ".join(f"{name} {values.get(name, 'unknown')}" for name in names)
 
 
 def _facts(card: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+PEOPLE = ("ann", "bob", "eve", "kim", "lee")
+
 
 def photos_recipe(folder: Path, name: str, **data: Any) -> dict[str, Any]:
     """A recipe that learns three of the people in `folder`/photos within a moment; `data`: more options."""

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from photos_recipe import photos_recipe
+from photos_recipe import PEOPLE, photos_recipe
 from search.postgres import PASSWORD, running_postgres
 
 from metricid.cli.main import main
@@ -22,7 +22,6 @@ from metricid.search.remote import Address
 from metricid.training.build import check_recipe
 from metricid.training.run_folder import changed_options
 
-PEOPLE = ("ann", "bob", "eve", "kim", "lee")
 SIZE = (112, 112)
 QUICK = ["--workers", "0"]
 

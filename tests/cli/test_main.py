@@ -70,3 +70,13 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path):
     assert done.returncode == 2
     assert b"udcff.parquet" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate"], ["demo", "runs/a", "--index"], ["embed", "runs/a"], ["report"]]
+)
+@pytest.mark.parametrize("form", ["{}", "data.root={}"])
+def test_the_url_of_a_store_is_for_searches_and_its_password_is_not_shown(capsys, words, form):
+    assert main([*words, form.format("pgvector://me:hush1234@h/db")]) == 2
+    said = capsys.readouterr().err
+    assert "the URL of a store is for metricid search" in said and "hush" not in said

@@ -289,6 +289,11 @@ def test_the_page_of_the_docs_has_every_option_and_its_commands_are_understood()
         assert re.search(rf"^\| `{name}` \| `{default}` \|", table, re.MULTILINE)
 
 
+def test_a_map_whose_package_is_missing_is_refused_before_anything_is_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert "umap-learn is not installed" in refused(capsys, tmp_path / "no.run", "--map", "umap")
+
+
 def test_pairs_that_a_sampler_kept_apart_are_shown(run):
     trained = Manifest.read(run / "manifests" / "train.csv")
     first, second = trained.identity_names()[:2]

@@ -117,6 +117,13 @@ def test_sidecars_that_do_not_fit_are_refused(tmp_path):
     refused(tmp_path / "e.npy", r"e\.json: the card must be a JSON object")
 
 
+def test_a_parquet_file_of_another_program_lacks_the_card(tmp_path):
+    some().write(tmp_path / "e.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "e.parquet")
+    pyarrow.parquet.write_table(table.replace_schema_metadata(None), tmp_path / "e.parquet")
+    refused(tmp_path / "e.parquet", "has no card, .*; embed again, or write it")
+
+
 def other():
     """As many rows and dimensions as `some()`, and other content."""
     base = some()

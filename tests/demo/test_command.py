@@ -86,11 +86,13 @@ def test_an_index_of_this_model_is_searched_in_place_of_the_test_images(run_fold
     assert studio.gallery.picture(hits[0].path).shape == (32, 32, 3)
     assert studio.gallery.picture("absent.png") is None
 
-    with pytest.raises(InputError, match="flip is True there, False in the index"):
+    with pytest.raises(InputError, match="made without the mirrored image, and .* add evaluation.flip=false"):
         SearchIndex.build(
             tmp_path / "plain.index", ArraySource(vectors, rows), about={**about, "flip": False}
         )
         studio_of(run_folder, "--index", tmp_path / "plain.index")
+    studio = studio_of(run_folder, "evaluation.flip=false", "--index", tmp_path / "plain.index")
+    assert studio.gallery.images == len(paths)
     with pytest.raises(InputError, match=f"{run_folder} does not fit .*other.index: model is small"):
         other = {**about, "model": {**about["model"], "fingerprint": "0" * 64}}
         SearchIndex.build(tmp_path / "other.index", ArraySource(vectors, rows), about=other)

@@ -276,6 +276,27 @@ class StoreContract:
         refused(opened(preprocessing={**PREPROCESSING, "size": [128, 128]}), "[128, 128]", "[112, 112]")
         open_store(url, card=CARD, retry=FAST).close()
 
+    def test_a_later_build_names_model_and_thresholds_anew(self, store, url):
+        keys, vectors, rows = people(20)
+        store.add(keys, vectors, rows)
+        store.finish()
+        recall = store.card["recall"]
+        store.close()
+        for named in ({"model_path": "/a.onnx", "onnx": ["size=8x8"]}, {"calibration": {"pairs": 3}}, {}):
+            later = open_store(url, card={**CARD, "model_path": None, **named}, retry=FAST)
+            assert later.add(keys, vectors, rows) == 0
+            later.close()
+        again = open_store(url, retry=FAST)
+        known = {"model_path": "/a.onnx", "onnx": ["size=8x8"], "calibration": {"pairs": 3}, "recall": recall}
+        assert {name: again.card.get(name) for name in known} == known
+        again.close()
+        open_store(url, card={**CARD, "model_path": "/b.pt"}, retry=FAST).close()
+        again = open_store(url, retry=FAST)
+        assert (again.card["model_path"], again.card["onnx"]) == ("/b.pt", None), (
+            "options were the other file's"
+        )
+        again.close()
+
     def test_recall_is_measured_again_when_the_store_has_grown(self, store):
         keys, vectors, rows = people(130)
         measured = []
@@ -297,7 +318,7 @@ class StoreContract:
         refused(opened("ef_sarch=5"), "did you mean 'ef_search'")
         refused(opened("ef_search=many"), "ef_search", "many")
         refused(opened("m=0"), "m must be")
-        refused(opened("m=16&m=8"), "form")
+        refused(opened("m=16&m=8"), "the option 'm' is given twice; keep one")
 
     def test_a_killed_upload_is_continued_by_the_same_call(self, url):
         batched = f"{url}{'&' if '?' in url else '?'}batch=20"

@@ -155,7 +155,22 @@ def test_a_creation_that_was_killed_before_the_card_is_completed(url, monkeypatc
 @pytest.mark.parametrize("name", ["a/b", "../x", "a b", "a?b", "", "x" * 256])
 def test_names_that_a_path_could_not_hold_are_refused(name):
     store = f"qdrant://127.0.0.1:1/{quote(name, safe='')}"
-    refused(lambda: open_store(store, card=CARD, retry=FAST), "must be named")
+    refused(
+        lambda: open_store(store, card=CARD, retry=FAST), "must be named" if name else "names no collection"
+    )
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_store(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").touch()
+    refused(
+        lambda: open_store(f"qdrant://{photos}", card=CARD, retry=FAST), "holds other files; give a new one"
+    )
+    assert [file.name for file in photos.iterdir()] == ["a.jpg"]
+    (photos / "a.jpg").unlink()
+    open_store(f"qdrant://{photos}", card=CARD, retry=FAST).close()
+    open_store(f"qdrant://{photos}", card=CARD, retry=FAST).close()
 
 
 class Server:

@@ -48,6 +48,21 @@ def test_one_line_without_the_password(kind, place):
     assert not re.search("hunter2|1234|hun|ter2", said) and said.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("pgvector://h:99999/db", "--store: pgvector://***: the port must be a number from 1 to 65535"),
+        ("pgvector://hunter2:abc", "--store: pgvector://***: the port must be a number"),
+        ("pgvector://u:hunter2@h:x/db", "--store: pgvector://***@h:x/db: the port must be a number"),
+        ("pgvector://h/db?table=a&m=8&table=b", "the option 'table' is given twice; keep one"),
+        ("pgvector://h/db?table=a&table=a", "the option 'table' is given twice; keep one"),
+        ("qdrant://h", "qdrant://h: names no collection; give qdrant://HOST:PORT/COLLECTION"),
+    ],
+)
+def test_what_is_wrong_is_said(url, says):
+    assert "hunter2" not in refused(lambda: open_store(url, card=CARD, retry=FAST), says)
+
+
 @pytest.mark.parametrize("place", ["", "?collection=x", "/", "/.", ":6333/x", ":6333"])
 def test_a_local_folder_has_a_name(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
