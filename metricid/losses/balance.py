@@ -13,7 +13,10 @@ BALANCES = Registry("balance")
 
 
 class Balance(nn.Module):
-    """Turns the losses of the active terms into factors on them; a term's own weight is applied before.
+    """Finds factors on the losses of the active terms, beside which stand the weights of the recipe.
+
+    It sees the losses without those weights: a schedule is no progress of a loss, and what the user weighs
+    double counts double.
 
     A subclass changes its state in `update` and `end_epoch` only, never in a forward pass, and keeps it in
     buffers or parameters, so that a checkpoint carries it.
@@ -28,14 +31,15 @@ class Balance(nn.Module):
         super().__init__()
         self.terms = terms
 
-    def parts(self, values: Tensor, active: Sequence[int]) -> Tensor:
+    def parts(self, values: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor:
         """[K] what each active term adds to the total.
 
         Args:
-            values: [K] losses of the active terms, times their own weights.
+            values: [K] losses of the active terms.
+            weights: [K] their own weights at this time.
             active: K places among the terms.
         """
-        return self.factors(active).to(values.dtype) * values
+        return (weights * self.factors(active)).to(values.dtype) * values
 
     def factors(self, active: Sequence[int]) -> Tensor:
         """[K] factors on the active terms; carries no gradient."""
@@ -50,8 +54,8 @@ class Balance(nn.Module):
 
         Args:
             values: [K], as in `parts`, the same on all ranks.
-            norms: [K] gradient norms of `values` where the terms meet, without the factors, the same on all
-                ranks; None if `wants_norms` is False or nothing before the losses is trained.
+            norms: [K] gradient norms of `values` where the terms meet, the same on all ranks; None if
+                `wants_norms` is False or nothing before the losses is trained.
             active: K places among the terms.
         """
 
@@ -61,9 +65,12 @@ class Balance(nn.Module):
 
 @BALANCES.register("uncertainty")
 class Uncertainty(Balance):
-    """Learns a log variance s for each term: sum of exp(-s) L + s / 2 (Kendall et al., CVPR 2018, eq. 10).
+    """Learns a log variance s for each term: sum of w (exp(-s) L + s / 2).
 
-    A term that stays large gets a large variance, and so a small factor. The factors start at 1.
+    A term that stays large gets a large variance, and so a small factor. The factors start at 1. The paper
+    has no weights w: here they are outside, so that s stays where it is while a schedule keeps w at 0.
+
+    Source: Kendall et al., CVPR 2018, eq. 10.
 
     Args:
         terms: number of terms.
@@ -73,10 +80,10 @@ class Uncertainty(Balance):
         super().__init__(terms)
         self.log_variances = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(terms))
 
-    def parts(self, values: Tensor, active: Sequence[int]) -> Tensor:
+    def parts(self, values: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor:
         """As above, for each active term."""
         chosen = torch.stack([self.log_variances[place] for place in active])
-        return (-chosen).exp() * values + 0.5 * chosen
+        return weights.to(values.dtype) * ((-chosen).exp() * values + 0.5 * chosen)
 
     def factors(self, active: Sequence[int]) -> Tensor:
         """exp(-s)."""

@@ -182,18 +182,25 @@ class Objective(nn.Module):
                         joined[term.on] = join(*batch)
                     batch = joined[term.on]
                 values[term.name] = term.loss(*batch)
+            if values[term.name].ndim:
+                shape = list(values[term.name].shape)
+                raise ValueError(
+                    f"{term.name}: a loss returns a scalar, and this one a tensor of shape {shape}"
+                )
             weights[term.name] = term.weight_at(progress)
             active.append(place)
         measured = None
         if norms or (self.balance is not None and self.balance.wants_norms):
             measured = _gradient_norms(values, features)
-        parts = torch.stack([weights[name] * value for name, value in values.items()])
-        if self.balance is not None:
+        if self.balance is None:
+            parts = torch.stack([weights[name] * value for name, value in values.items()])
+        else:
+            plain = torch.stack(list(values.values()))
             own = torch.tensor(list(weights.values()), device=embedding.device)
-            self._measured = (parts.detach(), None if measured is None else own * measured, active)
+            self._measured = (plain.detach(), measured, active)
             factors = self.balance.factors(active).tolist()
             weights = {name: weights[name] * factor for name, factor in zip(values, factors, strict=True)}
-            parts = self.balance.parts(parts, active)
+            parts = self.balance.parts(plain, own, active)
         total = total + parts.sum()
         self._latest = tuple(self.terms[place] for place in active)
         terms = {name: value.detach() for name, value in values.items()}
@@ -229,8 +236,9 @@ class Objective(nn.Module):
     def trained_parts(self) -> dict[str, nn.Module]:
         """What has parameters of its own, by name: the losses, and a balance that learns."""
         parts = dict(self.losses.items())
-        if self.balance is not None:
-            parts["(balance)"] = self.balance
+        if self.balance is not None:  # one for each term: a term may start later than others
+            for place, term in enumerate(self.terms):
+                parts[f"(balance).{term.name}"] = nn.ParameterList(self.balance.parameters_of(place))
         return parts
 
     def inactive_parameters(self, progress: float) -> list[nn.Parameter]:

@@ -153,8 +153,14 @@ def _build_loss(
             )
         return MaskTask(registry.build(chosen), column_key(options) or "", facts.map_channels)
     if "task" in options:
-        return _build_task(options, chosen, registry, dim, _column(options, facts))
+        column = _column(options, facts)
+        count, what = len(column.counts), f"classes of column {options.get('column')}"
+        if options["task"] == "attributes":
+            count, what = len(options["columns"]), "columns"
+        _check_lengths(chosen, place, count, what)
+        return _build_task(options, chosen, registry, dim, column)
     if registry is LOSSES:
+        _check_lengths(chosen, place, facts.num_classes, "identities of the training")
         given = {"num_classes": facts.num_classes, "class_counts": facts.class_counts}
         loss = LOSSES.build(chosen, embedding_dim=dim, **given)
         if "memory" in options:
@@ -177,6 +183,14 @@ def _build_loss(
         return DomainConfusion(branch, column_key(options) or "")
     perturbed = ADVERSARIAL.build(chosen, mean=facts.mean, std=facts.std)
     return Perturbed(perturbed, names[partner(terms, place)])
+
+
+def _check_lengths(chosen: Mapping[str, Any], place: int, count: int, what: str) -> None:
+    """Options with one number for each class; how many there are, only the data say."""
+    for name in ("class_weights", "alpha"):
+        values = chosen.get(name)
+        if isinstance(values, Sequence) and len(values) != count:
+            raise ValueError(f"objective.{place}.{name}: has {len(values)} numbers for the {count} {what}")
 
 
 def _build_task(

@@ -147,7 +147,8 @@ def build_run(config: RunConfig, world: World) -> Run:
             pixels=(embedder.config.preprocessing.mean, embedder.config.preprocessing.std),
         )
     except ValueError as error:
-        raise InputError(f"objective: {error}") from error
+        where = "" if str(error).startswith("objective.") else "objective: "
+        raise InputError(f"{where}{error}") from error
     ahead = loader.workers * config.data.prefetch + config.train.accumulate
     mined = mined_batches(sampler, objective, label_map, len(labels), embedder.embedding_dim, ahead)
     embedder.to(world.device)

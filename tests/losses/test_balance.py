@@ -34,12 +34,13 @@ def test_uncertainty_is_kendalls_sum_and_leaves_inactive_terms_alone():
     features, embedding, labels = batch()
     out = objective(features, embedding, labels, progress=0.1)
     s = torch.tensor([-0.2, 0.1])
-    losses = torch.stack([out.terms["softmax"], 0.5 * out.terms["contrastive"]])
-    assert_close(out.total, ((-s).exp() * losses + s / 2).sum())
+    losses = torch.stack([out.terms["softmax"], out.terms["contrastive"]])
+    w = torch.tensor([1.0, 0.5])
+    assert_close(out.total, (w * ((-s).exp() * losses + s / 2)).sum())
     assert_close(out.weights, {"softmax": math.exp(0.2), "contrastive": 0.5 * math.exp(-0.1)})
     out.total.backward()
     gradients = torch.stack([p.grad for p in objective.balance.log_variances])
-    assert_close(gradients, torch.cat([0.5 - (-s).exp() * losses, torch.zeros(1)]))
+    assert_close(gradients, torch.cat([w * (0.5 - (-s).exp() * losses), torch.zeros(1)]))
     idle = {id(p) for p in objective.inactive_parameters(0.1)}
     assert id(objective.balance.log_variances[2]) in idle
     assert not idle & {id(p) for p in objective.balance.log_variances[:2]}
@@ -51,7 +52,7 @@ def test_uncertainty_settles_where_the_factor_is_half_the_inverse_of_the_loss():
     optimizer = torch.optim.Adam(balance.parameters(), lr=0.05)
     for _ in range(600):
         optimizer.zero_grad()
-        balance.parts(values, [0, 1]).sum().backward()
+        balance.parts(values, torch.tensor([1.0, 0.1]), [0, 1]).sum().backward()
         optimizer.step()
     assert_close(balance.factors([0, 1]), 0.5 / values, rtol=1e-3, atol=1e-3)
 
@@ -148,6 +149,49 @@ def test_ranks_share_what_they_measured():
     values, norms, active = other._measured
     other.balance.update(1.5 * values, 1.5 * norms, active)
     assert_close(objective.state_dict(), other.state_dict(), equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "dwa", "gradnorm"])
+def test_factors_do_not_depend_on_the_weights_of_the_recipe(name):
+    """Neither on constant ones nor on a warm-up: those count beside the factors."""
+
+    def factors(weight):
+        terms = [{"loss": "softmax", "weight": weight}, {"loss": "contrastive"}]
+        objective = build({"name": name}, terms)
+        optimizer = (
+            torch.optim.Adam(objective.balance.parameters(), lr=0.1) if name == "uncertainty" else None
+        )
+        for number in range(20):
+            torch.manual_seed(number)
+            x = torch.randn(8, FEATURES, requires_grad=True) * (1 + number / 10)
+            out = objective(x, x[:, :EMBEDDING], torch.arange(8) // 2, progress=number / 20)
+            out.total.backward()
+            if optimizer:
+                optimizer.step()
+                optimizer.zero_grad()
+            objective.after_step(x, x[:, :EMBEDDING], torch.arange(8) // 2)
+            objective.after_epoch()
+        return objective.balance.factors([0, 1])
+
+    plain = factors(1.0)
+    assert abs(plain[0] - plain[1]) > 1e-3
+    if name == "uncertainty":  # the optimiser sees smaller gradients, and goes where it went
+        assert_close(factors(0.01), plain, rtol=0.02, atol=0)
+    else:
+        assert_close(factors(0.01), plain)
+        assert_close(factors({"linear": [0, 1]}), plain)
+
+
+def test_a_log_variance_stays_while_its_term_has_no_weight():
+    terms = [{"loss": "softmax"}, {"loss": "contrastive", "weight": {"steps": {0: 0, 0.5: 1}}}]
+    objective = build({"name": "uncertainty"}, terms)
+    optimizer = torch.optim.SGD(objective.balance.parameters(), lr=0.5, momentum=0.9)
+    for number in range(10):
+        optimizer.zero_grad()
+        objective(*batch(), progress=number / 20).total.backward()
+        optimizer.step()
+    s = [variance.item() for variance in objective.balance.log_variances]
+    assert s[1] == 0 and s[0] != 0
 
 
 @pytest.mark.parametrize("name", ["uncertainty", "dwa", "gradnorm"])

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from metricid.losses import LOSSES, ArcFace, CenterLoss, Objective, SoftmaxCrossEntropy, Term, TripletLoss
+from metricid.losses.recipe import Column
 
 CLASSES, FEATURES, EMBEDDING = 6, 10, 4
 
@@ -259,6 +260,37 @@ def test_a_wrong_recipe_is_not_built() -> None:
         build()
     with pytest.raises(ValueError, match="unique names"):
         Objective([Term("a", ArcFace(2, 2)), Term("a", TripletLoss())])
+
+
+@pytest.mark.parametrize(
+    ("term", "says"),
+    [
+        (
+            {"loss": "softmax", "class_weights": [1.0, 2.0]},
+            "0.class_weights: has 2 numbers for the 6 identities",
+        ),
+        ({"loss": "focal", "alpha": [0.5] * 7}, "0.alpha: has 7 numbers for the 6 identities"),
+        (
+            {"task": "category", "column": "hat", "loss": "softmax", "class_weights": [1.0]},
+            "0.class_weights: has 1 numbers for the 3 classes of column hat",
+        ),
+    ],
+)
+def test_one_number_for_each_class_is_asked_for_before_anything_is_built(term: dict, says: str) -> None:
+    assert Objective.problems([term]) == []
+    with pytest.raises(ValueError, match=f"^objective.{says}"):
+        Objective.from_config([term], CLASSES, FEATURES, EMBEDDING, columns={"hat": Column((3, 2, 1))})
+
+
+def test_a_loss_that_is_no_scalar_is_named(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    class Rows(nn.Module):
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            return x.sum(dim=1)
+
+    with pytest.raises(
+        ValueError, match=r"^mine: a loss returns a scalar, and this one a tensor of shape \[8\]"
+    ):
+        Objective([Term("mine", Rows())])(*batch, progress=0.0)
 
 
 def test_the_objective_trains(batch: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -90,6 +90,15 @@ def test_a_term_outside_its_window_is_left_as_it_is(small):
     assert not torch.equal(heads[0], heads[-1])
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_balance_trains_on_when_a_term_starts_later(small, name):
+    small.set(optim={"name": name, "lr": 0.01}, balance={"name": "uncertainty"}, log__every=1)
+    small.set(objective=[{"loss": "softmax"}, {"loss": "triplet", "on": "features", "start": 0.5}])
+    small.train()
+    weights = [event["weights"] for event in events(small.run, "step")]
+    assert "triplet" not in weights[0] and weights[-1]["triplet"] not in (0, 1)
+
+
 def test_the_checkpoint_holds_the_whole_state_and_the_label_map(small):
     small.train()
     store = CheckpointStore(small.run / "checkpoints")
