@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +26,7 @@ from metricid.training.run_folder import write_json
 from metricid.training.signals import StopRequest
 
 FAILURE = "failure.json"
+LONGEST_REASON = 400  # characters of a list of problems
 PAUSE = 0.2  # seconds between looks at the processes
 _STOPPED = (130, 143, -signal.SIGTERM, -signal.SIGINT)
 
@@ -200,11 +203,22 @@ def _reason(output: Path, code: int) -> str:
         return f"killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     with suppress(OSError):
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line for line in lines if line.startswith("metricid train: ")]
-        last = said[-1] if said else next((line for line in reversed(lines) if line.strip()), "")
+        said = [place for place, line in enumerate(lines) if line.startswith("metricid train: ")]
+        if said:
+            last = lines[said[-1]].removeprefix("metricid train: ").strip()
+            return _problems(last, lines[said[-1] + 1 :]) or last
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         if last:
-            return last.removeprefix("metricid train: ").strip()
+            return last
     return f"exit code {code}"
+
+
+def _problems(head: str, below: Sequence[str]) -> str:
+    """The indented lines below `RECIPE: N problems` as one; empty where there are none."""
+    if not re.search(r": \d+ problems?$", head):
+        return ""
+    listed = "; ".join(line.strip() for line in takewhile(lambda line: line.startswith("  "), below))
+    return listed if len(listed) <= LONGEST_REASON else f"{listed[: LONGEST_REASON - 4]} ..."
 
 
 def _images_seen(folder: Path) -> int:

@@ -31,6 +31,11 @@ signal.signal(signal.SIGTERM, save)
 note("start")
 while not (folder.parent / "go").exists():
     time.sleep(0.01)
+if "listed" in folder.name:
+    print("metricid train: recipes/listed.yaml: 2 problems", file=sys.stderr)
+    print("  objective.0.loss: unknown loss 'mine'", file=sys.stderr)
+    print("  optim.lr: far too high\\n0%| progress\\n  nothing of it", file=sys.stderr)
+    sys.exit(2)
 if "bad" in folder.name:
     print("metricid train: optim.lr: far too high", file=sys.stderr)
     print("0%| progress", file=sys.stderr)
@@ -112,6 +117,39 @@ def test_a_failed_run_says_why_and_stops_no_other(planned, capsys):
     assert "bad seed 0: failed: optim.lr: far too high" in capsys.readouterr().err
     forget_failure(runs[0])
     assert failure_of(runs[0]) is None
+
+
+def test_a_list_of_problems_is_the_reason(planned, capsys):
+    (run,) = planned("listed")
+    work_off([run], devices("one"), patient(), lambda run: None)
+    reason = "objective.0.loss: unknown loss 'mine'; optim.lr: far too high"
+    assert failure_of(run) == reason
+    assert f"listed seed 0: failed: {reason}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("metricid train: a.yaml: 1 problem\n  name: wrong\n", "name: wrong"),
+        ("metricid train: a.yaml: 1 problem\n", "a.yaml: 1 problem"),
+        ("metricid train: data: 3 problems with it\n  indented\n", "data: 3 problems with it"),
+        ("metricid train: a.yaml: 1 problem\n  old\nmetricid train: disk full\n  more\n", "disk full"),
+        ("Traceback\n  a line\nKeyError: 'x'\n\n", "KeyError: 'x'"),
+        ("", "exit code 2"),
+    ],
+)
+def test_the_reason_of_what_a_training_said(tmp_path, text, reason):
+    file = tmp_path / "output.txt"
+    file.write_text(text)
+    assert queue._reason(file, 2) == reason
+
+
+def test_a_long_list_of_problems_is_cut(tmp_path):
+    file = tmp_path / "output.txt"
+    file.write_text("metricid train: a.yaml: 99 problems\n" + "  name: wrong\n" * 99)
+    reason = queue._reason(file, 2)
+    assert len(reason) == queue.LONGEST_REASON and reason.endswith(" ...")
+    assert reason.startswith("name: wrong; name: wrong; ")
 
 
 def test_a_stop_lets_the_running_save_and_starts_no_other(planned, tmp_path):
