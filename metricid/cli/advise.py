@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from metricid.data.decode import ImageError
 from metricid.data.embedding_file import COLUMN
 from metricid.data.embedding_set import EmbeddingSet
 from metricid.data.factory import DISTRACTORS, SYNTHETIC, layout_names, layout_options, open_layout
+from metricid.data.layouts import market1501
 from metricid.data.manifest import Manifest, check_files
 from metricid.data.sources import ImageSource, open_source
 from metricid.errors import InputError
@@ -42,6 +43,7 @@ KNOWN_KINDS = {
     "synthetic_pedestrians": "people",
 }
 NO_EMBEDDINGS = "not estimated; --embeddings FILE of a trained model tells (metricid embed)"
+MARKET_NAMES = "if the names are those of Market-1501, add --layout market1501"
 NO_IMAGES = "unknown: no images were found beside the table; --root says where they are"
 
 
@@ -112,6 +114,8 @@ def run(options: argparse.Namespace) -> int:
     noise, note = _noise(options, subject)
     kind, known = _kind(options, subject, figures)
     plan = advise(figures, noise, kind=kind, known=known, distractors=distractors)
+    if options.layout is None and subject.layout == "folder":
+        plan = _told_by_names(plan, figures.spread.identities, subject.table.paths)
     text = _recipe_text(options, subject, plan) if options.write is not None else None
     if options.json:
         print(json.dumps(_values(subject, figures, noise, plan), indent=2))
@@ -270,6 +274,22 @@ def _kind(options: argparse.Namespace, subject: Subject, figures: Figures) -> tu
     if subject.layout in KNOWN_KINDS:
         return KNOWN_KINDS[subject.layout], f"by the layout {subject.layout}"
     return ("other" if figures.shapes is None else figures.shapes.kind), ""
+
+
+def _told_by_names(plan: Plan, folders: int, paths: Sequence[str]) -> Plan:
+    """The advice for folders, and how to read identities from file names that tell of more."""
+    named = market1501.named_identities(paths)
+    if named <= folders:
+        return plan
+    if folders == 1:
+        first, *others = plan.warnings
+        return replace(
+            plan, warnings=(f"{first}; {MARKET_NAMES}", *others), problem=f"{plan.problem}; {MARKET_NAMES}"
+        )
+    told = (
+        f"{folders} folders were taken for identities, and the file names tell of {named:,}; {MARKET_NAMES}"
+    )
+    return replace(plan, warnings=(told, *plan.warnings))
 
 
 def _recipe(subject: Subject, plan: Plan, name: str) -> dict[str, Any] | None:

@@ -230,6 +230,43 @@ def test_a_mistake_is_one_line(place, capsys, monkeypatch, words, message):
     assert not (place / "out.yaml").exists()
 
 
+def _named(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), np.zeros((32, 16, 3), np.uint8))
+    return folder
+
+
+def test_names_like_those_of_market1501_are_seen(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "100")
+    hint = "if the names are those of Market-1501, add --layout market1501"
+    names = [f"{person:04d}_c{camera}s1_000001_00.png" for person in (2, 7) for camera in (1, 2)]
+    flat = _named(tmp_path / "flat", [f"train/{name}" for name in names])
+    (first, *others) = json.loads(said(capsys, flat, "--json"))["warnings"]
+    assert first.startswith("one identity only: ") and first.endswith(f"add others; {hint}") and not others
+    assert hint in " ".join(said(capsys, flat).split())
+    assert refused(capsys, flat, "--write", tmp_path / "out.yaml").endswith(f"; {hint}")
+    assert hint not in said(capsys, flat, "--layout", "market1501", "--json")
+
+    several = [f"{name}_c1s1_000001_00.png" for name in ("0002", "0007", "-1", "0009")]
+    official = _named(tmp_path / "official", [f"{part}/{n}" for part in ("query", "train") for n in several])
+    (first, *_) = json.loads(said(capsys, official, "--json"))["warnings"]
+    assert first == f"2 folders were taken for identities, and the file names tell of 4; {hint}"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ann/1.png", "ann/0002_c1s1_000001_00.png", "ann/0003_c1s1_000001_00.png"],
+        ["ann/0002_c1s1_000001_00.png", "ann/0002_c2s1_000001_00.png"],
+        ["0002/0002_c1s1_000001_00.png", "0003/0003_c2s1_000001_00.png"],
+    ],
+    ids=["other names", "one identity indeed", "a folder per identity"],
+)
+def test_other_names_give_no_hint_at_a_layout(capsys, tmp_path, names):
+    assert "--layout" not in said(capsys, _named(tmp_path / "photos", names), "--json")
+
+
 def test_the_page_of_the_docs_has_every_option_with_its_default():
     parser = argparse.ArgumentParser()
     add_arguments(parser)

@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+from collections.abc import Sequence
 
 from metricid.data.layouts.listing import check_names, image_paths
 from metricid.data.manifest import Manifest
@@ -49,3 +50,9 @@ def read(source: ImageSource) -> Manifest:
         raise InputError(f"{source.name}: only junk images (identity -1 or 0); expected {EXPECTED}")
     path_column, identities, cameras, splits = (list(column) for column in zip(*rows, strict=True))
     return Manifest.from_columns(path_column, identities, camera=cameras, split=splits, name=source.name)
+
+
+def named_identities(paths: Sequence[str]) -> int:
+    """How many identities the names of files tell of; 0 if one of them has another form."""
+    found = [_NAME.match(posixpath.basename(path)) for path in paths]
+    return len({match.group(1) for match in found if match is not None}) if all(found) else 0
