@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import importlib.util
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +25,9 @@ COMMANDS = {
     "suspects": "labels that are probably wrong, by stored embeddings",
     "search": "index embeddings, find the most alike, add and forget people",
 }
+_STORE = re.compile(r"(^|=)(pgvector|qdrant|postgres|postgresql)://")
+OWN_MODULES = "METRICID_IMPORT"
+_importing: list[str] = []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0, 2 for a mistake of the user's, 128 + N when signal N ended it. Our own faults raise.
+
+    Raises:
+        RuntimeError: called while a module of METRICID_IMPORT is imported, which would start it once more.
     """
+    if _importing:
+        raise RuntimeError("it runs metricid when it is imported; do that below `if __name__ == '__main__':`")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="metricid",
@@ -50,9 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = os.environ.get("RANK", "0")
     who = f"metricid {command}" if rank == "0" else f"[rank {rank}] metricid {command}"
     try:
+        import_own_modules()
         module = importlib.import_module(f"metricid.cli.{command}")
         own = argparse.ArgumentParser(prog=f"metricid {command}", description=COMMANDS[command])
         module.add_arguments(own)
+        if command != "search" and any(_STORE.search(argument) for argument in arguments[1:]):
+            raise InputError("the URL of a store is for metricid search; give a file or a folder here")
         return module.run(_parse(own, arguments[1:]))
     except InputError as error:
         print(f"{who}: {error}", file=sys.stderr)
@@ -69,12 +82,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def own_modules() -> list[str]:
+    """The modules that the user wants in every process: `METRICID_IMPORT=module,module`."""
+    return [name.strip() for name in os.environ.get(OWN_MODULES, "").split(",") if name.strip()]
+
+
+def import_own_modules() -> None:
+    """Imports the user's modules, so that the losses, samplers, ... that they register are known.
+
+    They may lie in the current folder, which the path of a console script lacks; it is searched last.
+
+    Raises:
+        InputError: one cannot be imported.
+    """
+    names = own_modules()
+    if names and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
+    for name in names:
+        if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+            raise InputError(
+                f"{OWN_MODULES}: {name!r} is no name of a module; for the file my_losses.py it is my_losses"
+            )
+        _importing.append(name)
+        try:
+            _take_script(name)
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+            raise InputError(
+                f"{OWN_MODULES}: {name} cannot be imported ({_first_line(error)}); "
+                + (
+                    f"it must be an installed package, or in PYTHONPATH or {os.getcwd()}"
+                    if missing
+                    else f"correct it (python -c 'import {name}' shows where), or unset the variable"
+                )
+            ) from error
+        finally:
+            _importing.pop()
+
+
+def _take_script(name: str) -> None:
+    """Makes the program that runs the module of that name, if it is; it would register everything twice."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is None or name in sys.modules:
+        return
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.origin and os.path.realpath(spec.origin) == os.path.realpath(script):
+        sys.modules[name] = sys.modules["__main__"]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Takes `a.b=c` after options as well as before them."""
+    """Takes words after options as well as before them."""
     try:
         return parser.parse_intermixed_args(arguments)
     except TypeError:  # a command with commands of its own
-        return parser.parse_args(arguments)
+        options, rest = parser.parse_known_args(arguments)
+    if rest and ("words" not in options or any(word.startswith("-") for word in rest)):
+        shown = " ".join("***" if "://" in word else word for word in rest)  # URLs hold passwords
+        parser.error(f"unrecognized arguments: {shown}")
+    if rest:
+        options.words += rest
+    return options
 
 
 if __name__ == "__main__":

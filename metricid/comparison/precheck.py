@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from metricid.comparison.fresh import fresh_problems
 from metricid.comparison.plan import PlannedRun
 from metricid.errors import InputError
 from metricid.training.build import build_run, check_recipe
@@ -19,8 +20,11 @@ def build_problems(runs: Sequence[PlannedRun]) -> list[str]:
         runs: one of each objective.
 
     Returns:
-        One line for each objective that cannot be built; what all of them say stands there once.
+        One line for each objective that cannot be built; what all of them say stands there once. Names that
+        the processes of the runs would not know stand alone.
     """
+    if lacking := fresh_problems(runs):
+        return lacking
     said = {}
     for run in runs:
         try:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from metricid.cli.main import import_own_modules
 from metricid.comparison.plan import PlannedRun
 from metricid.errors import InputError
 from metricid.report.run_files import read_log
@@ -91,6 +92,11 @@ def main() -> None:
     recipes = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     speeds: dict[str, float] = {}
     failures: dict[str, str] = {}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            import_own_modules()
+    except InputError as error:
+        sys.exit(str(error))
     for name, recipe in recipes.items():
         try:
             with contextlib.redirect_stdout(sys.stderr):

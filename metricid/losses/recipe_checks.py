@@ -136,7 +136,7 @@ def _unknown_loss(chosen: Mapping[str, Any], registry: Registry) -> str:
     )
     near = difflib.get_close_matches(loss, everything, n=3)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"unknown loss {loss!r}{hint} ({WHERE_THE_LOSSES_ARE})"
+    return f"unknown loss {loss!r}{hint} ({WHERE_THE_LOSSES_ARE}; your own: set METRICID_IMPORT=its_module)"
 
 
 def _side_keys(loss: str, registry: Registry) -> set[str]:

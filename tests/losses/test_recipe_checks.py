@@ -69,7 +69,8 @@ BAD: list[tuple[list[Any], str]] = [
     ),
     (
         [{"loss": "xyz"}],
-        "0.loss: unknown loss 'xyz' (all: docs/losses.md, or python -m metricid.losses.table",
+        "0.loss: unknown loss 'xyz' (all: docs/losses.md, or python -m metricid.losses.table --names; your "
+        "own: set METRICID_IMPORT=its_module)",
     ),
     (
         [{"task": "number", "column": "age", "loss": "ms"}],
