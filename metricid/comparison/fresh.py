@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from metricid.cli.main import OWN_MODULES, import_own_modules, own_modules
@@ -36,7 +37,7 @@ def fresh_problems(runs: Sequence[PlannedRun]) -> list[str]:
     module says of where it is registered can be wrong.
 
     Args:
-        runs: one of each objective.
+        runs: the first one of each objective is looked at.
 
     Returns:
         One line, or none.
@@ -49,20 +50,27 @@ def fresh_problems(runs: Sequence[PlannedRun]) -> list[str]:
     }
     if not modules or not runs:
         return []
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=json.dumps([run.recipe for run in runs]),
-        capture_output=True,
-        text=True,
-    )
+    firsts: dict[str, PlannedRun] = {}
+    for run in runs:
+        firsts.setdefault(run.entry, run)
+    unknown, problem = _ask(json.dumps([run.recipe for run in firsts.values()]), tuple(own_modules()))
+    if problem:
+        return [problem]
+    lacking = {words: modules[name] for words, name in unknown if name in modules}
+    return [_refusal(list(lacking), set(lacking.values()))] if lacking else []
+
+
+@lru_cache(maxsize=1)  # asked again when the runs begin
+def _ask(recipes: str, _modules: tuple[str, ...]) -> tuple[list[tuple[str, str]], str]:
+    """What a fresh process does not know, as (words, name), and why it failed; empty if it did not."""
+    done = subprocess.run([sys.executable, "-m", __name__], input=recipes, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return [f"the process of a run would fail: {said[-1]}"]
+        return [], f"the process of a run would fail: {said[-1]}"
     unknown = [
         each for text in json.loads(done.stdout) for each in re.findall(r"unknown ([\w ]+ '(.+?)')", text)
     ]
-    lacking = {words: modules[name] for words, name in unknown if name in modules}
-    return [_refusal(list(lacking), set(lacking.values()))] if lacking else []
+    return unknown, ""
 
 
 def _refusal(lacking: Sequence[str], modules: Collection[str]) -> str:

@@ -18,6 +18,7 @@ from typing import IO
 import yaml
 from tqdm import tqdm
 
+from metricid.comparison.fresh import fresh_problems
 from metricid.comparison.plan import PlannedRun
 from metricid.errors import InputError
 from metricid.files import atomic_write
@@ -111,7 +112,12 @@ def work_off(
         stop: once asked for, no run is started, and those that train save their state; at the second signal
             they are ended at once.
         finished: called after every run that ended, well or not.
+
+    Raises:
+        InputError: runs name what their processes would not know.
     """
+    if lacking := fresh_problems(runs):
+        raise InputError("\n".join(lacking))
     waiting = list(runs)
     children: list[_Child] = []
     total = sum(run.recipe["train"]["images"] for run in runs)

@@ -61,6 +61,13 @@ def test_a_comparison_trains_a_loss_of_ones_own(folder, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["finished"] == 2
     assert {row["objective"] for row in found["rows"]} == {"softmax", "softmax+own_pull:weight=0.1"}
+    monkeypatch.delenv("METRICID_IMPORT")  # but this process still knows the loss
+    assert main(["compare", "tiny.yaml", *words]) == 0, "nothing is left to run"
+    capsys.readouterr()
+    assert main(["compare", "tiny.yaml", *words, "--seeds", "2"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"metricid compare: loss 'own_pull' {ALONE}") and told.endswith("=own_loss")
+    assert not list((folder / "runs").glob("*/*_seed1"))
 
 
 def test_a_loss_of_this_process_alone_is_refused_before_anything_runs(folder, capsys):
