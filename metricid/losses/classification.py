@@ -99,7 +99,7 @@ def focal_loss(
         targets: [B] int64 in [0, C); for 'binary' also [B, C] float, each 0 or 1.
         weight: [C, D].
         bias: [C] or None.
-        mask: for 'binary', bool [B, C] or a shape that broadcasts to it: where it is False adds nothing.
+        mask: for 'binary', bool [B, C] or a shape that broadcasts to it: only where it is True counts.
         form: 'multiclass', p the softmax of the own class; or 'binary', p the sigmoid of each class by
             itself, summed over classes.
         gamma: 0 is cross-entropy.
@@ -108,7 +108,8 @@ def focal_loss(
 
     Returns:
         Scalar, mean over the batch, in nats. The paper divides by the number of its positive anchors, which
-        for one label a sample is the same.
+        for one label a sample is the same. With a mask each sample has the sum over its classes that count,
+        and the mean is over the samples with at least one; 0 with a graph where there is none.
 
     Raises:
         ValueError: shapes disagree, or a target is out of range.
@@ -123,21 +124,22 @@ def focal_loss(
     dtype = compute_dtype(embeddings, weight)
     with no_autocast(embeddings):
         logits = linear_logits(embeddings, weight, bias)
-        factor = alpha.to(dtype) if isinstance(alpha, Tensor) else alpha
         if form == "multiclass":
             losses = focal_terms(logits, targets, gamma)
-            if isinstance(factor, Tensor):
-                factor = factor[targets]
+            factor = alpha[targets].to(dtype) if isinstance(alpha, Tensor) else alpha
             return (losses if factor is None else factor * losses).mean()
         truth = as_multi_hot(targets, len(weight), dtype)
         losses = binary_focal_terms(logits, truth, gamma)
-        if isinstance(factor, Tensor):
-            losses = factor * losses
-        elif factor is not None:
-            losses = torch.where(truth > 0.5, factor, 1 - factor) * losses
-        if mask is not None:
-            losses = losses * expand_mask(mask, losses.shape)
-        return losses.sum(dim=1).mean()
+        if isinstance(alpha, Tensor):
+            losses = alpha.to(dtype) * losses
+        elif alpha is not None:
+            # Not two plain numbers: torch.where would round them to the default dtype.
+            true, false = truth.new_full((), alpha), truth.new_full((), 1 - alpha)
+            losses = torch.where(truth > 0.5, true, false) * losses
+        if mask is None:
+            return losses.sum(dim=1).mean()
+        counted = expand_mask(mask, losses.shape)
+        return (losses * counted).sum() / counted.any(dim=1).sum().clamp_min(1)
 
 
 @LOSSES.register("binary_cross_entropy")
