@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metricid.losses.catalog import LOSSES
 from metricid.losses.checks import check_options, compute_dtype, no_autocast
 from metricid.losses.classification import binary_focal_terms, focal_terms
+from metricid.losses.exact import exact_tensor
 from metricid.losses.heads import MarginHead
 from metricid.losses.linear import (
     LinearHead,
@@ -45,7 +45,8 @@ def effective_weights(class_counts: Sequence[int], beta: float) -> list[float]:
 
 def ldam_margins(class_counts: Sequence[int], largest: float) -> list[float]:
     """C n^(-1/4), C such that the smallest class has `largest` (Cao et al., NeurIPS 2019, section 3.2)."""
-    return [largest * (min(class_counts) / count) ** 0.25 for count in class_counts]
+    smallest = min(class_counts)
+    return [largest * (smallest / count) ** 0.25 for count in class_counts]
 
 
 def class_balanced_loss(
@@ -89,7 +90,7 @@ def class_balanced_loss(
             truth = as_multi_hot(labels, len(weight), dtype)
             terms = binary_focal_terms(logits, truth, gamma if base == "sigmoid_focal" else 0.0)
             losses = terms.sum(dim=1)
-        return (class_weights.to(dtype)[labels] * losses).mean()
+        return (class_weights[labels].to(dtype) * losses).mean()
 
 
 def balanced_softmax_loss(
@@ -167,7 +168,7 @@ class ClassBalanced(LinearHead):
         self.beta = beta
         self.base: Base = base
         self.gamma = gamma
-        weights = torch.tensor(effective_weights(class_counts, beta))
+        weights = exact_tensor(effective_weights(class_counts, beta))
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class BalancedSoftmax(LinearHead):
         check_options(tau=within(tau, 0, math.inf), **count_rules(class_counts))
         super().__init__(len(class_counts), embedding_dim, bias=bias)
         self.tau = tau
-        logs = torch.tensor([math.log(count) for count in class_counts])
+        logs = exact_tensor([math.log(count) for count in class_counts])
         self.register_buffer("log_counts", logs, persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

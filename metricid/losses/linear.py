@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metricid.losses.checks import check_batch, check_options, compute_dtype, no_autocast
+from metricid.losses.exact import ExactBuffers, exact_tensor
 
 
 def linear_logits(embeddings: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,11 +76,11 @@ def count_rules(class_counts: Sequence[int]) -> dict[str, tuple[bool, str]]:
 
 
 def optional_tensor(values: Sequence[float] | None) -> Tensor | None:
-    """A tensor of the values in the default dtype, or None."""
-    return None if values is None else torch.tensor([float(value) for value in values])
+    """A float64 tensor of the values, or None."""
+    return None if values is None else exact_tensor([float(value) for value in values])
 
 
-class LinearHead(nn.Module):
+class LinearHead(ExactBuffers):
     """Holds a linear classifier over the training classes; the base of the losses on its logits.
 
     Args:

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metricid.losses.checks import check_options
+from metricid.losses.exact import ExactBuffers
 
 Gradient = Literal["exact", "straight_through"]
 Rule = tuple[bool, str]
 
 
-class Margin(nn.Module):
+class Margin(ExactBuffers):
     """The interface between a margin and a head; itself, no margin at all.
 
     The logit of the own class is `scale_of(norms) * target(...)`, that of any other `scale_of(norms) *

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from metricid.losses.exact import exact_tensor
 from metricid.losses.margins import Margin, angle, arc_margin, one_of, positive, sine_of, within
 
 Weighting = Literal["adaptive", "fixed"]
@@ -228,7 +229,7 @@ class AdaptiveScale(Margin):
         super().__init__(first, mode=one_of(mode, ScaleMode))
         self.mode: ScaleMode = mode
         del self.scale
-        self.register_buffer("scale", torch.full((), first))
+        self.register_buffer("scale", exact_tensor(first))
 
     @torch.no_grad()
     def update(self, cosine: Tensor, norms: Tensor, log_sum: Callable[[Tensor], Tensor]) -> None:
@@ -264,8 +265,8 @@ class ClassMargin(Margin):
     def __init__(self, kind: Kind, margins: Sequence[float], scale: float):
         super().__init__(scale)
         self.kind: Kind = kind
-        self.register_buffer("margins", torch.tensor(list(margins)))
+        self.register_buffer("margins", exact_tensor(list(margins)))
 
     def target(self, cosine: Tensor, labels: Tensor, norms: Tensor) -> Tensor:
-        margin = self.margins.to(cosine.dtype)[labels]
+        margin = self.margins[labels].to(cosine.dtype)
         return arc_margin(cosine, margin) if self.kind == "arc" else cosine - margin
