@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from metricid.cli.main import OWN_MODULES, import_own_modules, own_modules
+from metricid.cli.own_modules import OWN_MODULES, import_own_modules, own_modules
 from metricid.comparison.plan import PlannedRun
 from metricid.data.samplers import SAMPLERS
 from metricid.data.transforms import PRESETS

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from metricid.cli.main import import_own_modules
+from metricid.cli.own_modules import import_own_modules
 from metricid.comparison.plan import PlannedRun
 from metricid.errors import InputError
 from metricid.report.run_files import read_log
