@@ -85,7 +85,12 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
         return parser.parse_intermixed_args(arguments)
     except TypeError:  # a command with commands of its own
         options, rest = parser.parse_known_args(arguments)
-    if rest and ("words" not in options or any(word.startswith("-") for word in rest)):
+    if "--" in rest:  # what follows are words, whatever they begin with
+        end = rest.index("--")
+        strange, rest = rest[:end], rest[:end] + rest[end + 1 :]
+    else:
+        strange = rest
+    if rest and ("words" not in options or any(word.startswith("-") for word in strange)):
         shown = " ".join("***" if "://" in word else word for word in rest)  # URLs hold passwords
         parser.error(f"unrecognized arguments: {shown}")
     if rest:

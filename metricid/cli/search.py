@@ -281,7 +281,7 @@ def _query(options: argparse.Namespace) -> Outcome:
         "threshold": None if verdicts is None else verdicts.to_json(),
         "queries": [answer.to_json(verdicts) for answer in answers],
     }
-    return Outcome(values, "\n\n".join(_answer_text(answer, verdicts) for answer in answers))
+    return Outcome(values, "\n\n".join(_answer_text(answer, verdicts, where) for answer in answers))
 
 
 def _verdicts(options: argparse.Namespace, store: Store, place: str) -> Verdicts | None:
@@ -393,7 +393,7 @@ class _Bar:
         self._bar.update(done - self._bar.n)
 
 
-def _answer_text(answer: Answer, verdicts: Verdicts | None) -> str:
+def _answer_text(answer: Answer, verdicts: Verdicts | None, where: Filter | None) -> str:
     hits = answer.hits
     columns = [name for name in SHOWN_COLUMNS if hits and name in hits[0]]
     table = [["", "score", *columns, *([""] if verdicts else [])]]
@@ -405,8 +405,8 @@ def _answer_text(answer: Answer, verdicts: Verdicts | None) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
     name = printable(answer.name, CELL)
-    if not hits:  # of a row that is alone with what passes the filter
-        return f"{name}: no other row passes the filter"
+    if not hits:  # of a row, which is left out of its own answer
+        return f"{name}: there is no other row" + (f" with {where}" if where else "")
     head = name if verdicts is None else f"{name} ({verdicts})"
     return "\n".join([head, *(line.rstrip() for line in lines)])
 

@@ -10,6 +10,7 @@ from metricid.losses.checks import check_options
 from metricid.registry import Registry
 
 BALANCES = Registry("balance")
+FORM = 2  # of a stored state; the first saw the losses with their weights
 
 
 class Balance(nn.Module):
@@ -26,10 +27,12 @@ class Balance(nn.Module):
     """
 
     wants_norms = False
+    form: Tensor
 
     def __init__(self, terms: int):
         super().__init__()
         self.terms = terms
+        self.register_buffer("form", torch.tensor(FORM))
 
     def parts(self, values: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor:
         """[K] what each active term adds to the total.

@@ -192,6 +192,7 @@ class FocalLoss(LinearHead):
     formula: ClassVar[str] = "-alpha_t (1 - p_t)^gamma log p_t"
     use: ClassVar[str] = "many easy samples, few hard ones; rare attributes"
     source: ClassVar[str] = "Lin et al., ICCV 2017"
+    per_class: ClassVar[tuple[str, ...]] = ("alpha",)
     class_alpha: Tensor | None
 
     def __init__(

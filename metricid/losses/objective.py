@@ -196,7 +196,7 @@ class Objective(nn.Module):
             parts = torch.stack([weights[name] * value for name, value in values.items()])
         else:
             plain = torch.stack(list(values.values()))
-            own = torch.tensor(list(weights.values()), device=embedding.device)
+            own = plain.new_tensor(list(weights.values()))
             self._measured = (plain.detach(), measured, active)
             factors = self.balance.factors(active).tolist()
             weights = {name: weights[name] * factor for name, factor in zip(values, factors, strict=True)}

@@ -127,7 +127,9 @@ def build_terms(terms: Sequence[Mapping[str, Any]], facts: Facts) -> list[Term]:
     built = []
     names = term_names(terms)
     for place, (name, options) in enumerate(zip(names, terms, strict=True)):
-        own = {key: options[key] for key in (*KEYS, "gather") if key in options and key != "name"}
+        own = {key: options[key] for key in KEYS if key in options and key != "name"}
+        if "gather" in options and "gather" not in loss_options(options):
+            own["gather"] = options["gather"]
         if "weight" in own:
             own["weight"] = build_weight(own["weight"])
         dim = facts.feature_dim if own.get("on") == "features" else facts.embedding_dim
@@ -157,10 +159,10 @@ def _build_loss(
         count, what = len(column.counts), f"classes of column {options.get('column')}"
         if options["task"] == "attributes":
             count, what = len(options["columns"]), "columns"
-        _check_lengths(chosen, place, count, what)
+        _check_lengths(registry, chosen, place, count, what)
         return _build_task(options, chosen, registry, dim, column)
     if registry is LOSSES:
-        _check_lengths(chosen, place, facts.num_classes, "identities of the training")
+        _check_lengths(registry, chosen, place, facts.num_classes, "identities of the training")
         given = {"num_classes": facts.num_classes, "class_counts": facts.class_counts}
         loss = LOSSES.build(chosen, embedding_dim=dim, **given)
         if "memory" in options:
@@ -185,9 +187,9 @@ def _build_loss(
     return Perturbed(perturbed, names[partner(terms, place)])
 
 
-def _check_lengths(chosen: Mapping[str, Any], place: int, count: int, what: str) -> None:
-    """Options with one number for each class; how many there are, only the data say."""
-    for name in ("class_weights", "alpha"):
+def _check_lengths(registry: Registry, chosen: Mapping[str, Any], place: int, count: int, what: str) -> None:
+    """Options with one number for each class (`per_class` of a loss); the data say how many there are."""
+    for name in getattr(registry.get(chosen["loss"]), "per_class", ()):
         values = chosen.get(name)
         if isinstance(values, Sequence) and len(values) != count:
             raise ValueError(f"objective.{place}.{name}: has {len(values)} numbers for the {count} {what}")

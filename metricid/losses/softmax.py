@@ -26,6 +26,7 @@ class SoftmaxCrossEntropy(LinearHead):
     formula: ClassVar[str] = "-sum_c q_c log softmax(W x + b)_c, q_c = (1 - eps) [c = y] + eps / C"
     use: ClassVar[str] = "the plain start for any labelled data; re-ID beside triplet"
     source: ClassVar[str] = "Szegedy et al., CVPR 2016"
+    per_class: ClassVar[tuple[str, ...]] = ("class_weights",)
     class_weights: Tensor | None
 
     def __init__(

@@ -89,6 +89,11 @@ def load_state(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
         InputError: weights that do not fit.
     """
     run = trainer.run
+    if run.objective.balance is not None and "balance.form" not in state["objective"]:
+        raise InputError(
+            f"{path}: written by a version of metricid whose balance saw the losses with their weights; "
+            "end the run with that version, or give it another name: name=..."
+        )
     load_weights(run.embedder, state["model"], path, run.embedder.config)
     load_weights(run.objective, state["objective"], path, run.embedder.config)
     if trainer.average is not None:

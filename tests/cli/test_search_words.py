@@ -62,6 +62,11 @@ def test_words_may_follow_options(shop):
     new = shop.folder / "new.png"
     shutil.copy(photo, new)
     assert shop.json("add", shop.index, "--identity", "zoe", str(new))["rows"] == 21
+    (answer,) = shop.json("query", shop.index, "-k", "1", "--", photo)["queries"]
+    assert answer["query"] == photo
+    shop.refused(
+        "query", shop.index, "-k", "1", "--", "-x.png", says=r"^metricid search: -x\.png: cannot be read"
+    )
     with pytest.raises(SystemExit):
         shop.search("query", shop.index, "--kk", "3", photo)
 
@@ -72,7 +77,11 @@ def test_a_row_that_is_alone_with_what_passes_says_so(shop):
     shutil.copy(shop.photos / "eve" / "2.png", new)
     shop.ok("add", shop.index, "--identity", "zoe", str(new))
     said = shop.ok("query", shop.index, "--row", str(new), "--where", "identity=zoe")
-    assert said == f"{new}: no other row passes the filter\n"
+    assert said == f"{new}: there is no other row with identity=zoe\n"
+    for name in ("bob", "eve", "kim", "lee", "zoe"):
+        shop.ok("remove", shop.index, "--identity", name)
+    shop.ok("remove", shop.index, *(word for number in "123" for word in ("--key", f"ann/{number}.png")))
+    assert shop.ok("query", shop.index, "--row", "ann/0.png") == "ann/0.png: there is no other row\n"
 
 
 def test_an_index_remembers_what_its_onnx_file_does_not_say(shop, tmp_path):

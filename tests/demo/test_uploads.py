@@ -48,12 +48,20 @@ def test_who_comes_after_another_gets_what_was_in_the_file(tmp_path, clock):
 
 def test_after_a_minute_nothing_is_left(tmp_path, clock):
     taken, file = Uploads(), upload(tmp_path)
+    other = upload(tmp_path, name="other.jpg")
     taken.take(str(file))
+    clock.now = 20
+    taken.take(str(other))
     ((seconds, forget),) = clock.timers
-    assert seconds == 60
+    assert seconds == 60, "one timer, for the oldest"
     clock.now = 60
     forget()
-    assert not taken._recent and not file.parent.exists()
+    assert list(taken._recent) == [other] and file.parent.exists()
+    (_, (seconds, forget)) = clock.timers
+    assert seconds == 20
+    clock.now = 80
+    forget()
+    assert not taken._recent and not file.parent.exists() and len(clock.timers) == 2
     with pytest.raises(FileNotFoundError):
         taken.take(str(file))
 

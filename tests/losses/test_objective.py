@@ -9,6 +9,7 @@ from metricid.losses import LOSSES, ArcFace, CenterLoss, Objective, SoftmaxCross
 from metricid.losses.recipe import Column
 
 CLASSES, FEATURES, EMBEDDING = 6, 10, 4
+COLUMNS = {"hat": Column((3, 2, 1)), "a,b": Column()}
 
 
 @pytest.fixture
@@ -274,12 +275,33 @@ def test_a_wrong_recipe_is_not_built() -> None:
             {"task": "category", "column": "hat", "loss": "softmax", "class_weights": [1.0]},
             "0.class_weights: has 1 numbers for the 3 classes of column hat",
         ),
+        (
+            {"task": "attributes", "columns": ["a", "b"], "loss": "focal", "alpha": [0.5, 0.4, 0.3]},
+            "0.alpha: has 3 numbers for the 2 columns",
+        ),
     ],
 )
 def test_one_number_for_each_class_is_asked_for_before_anything_is_built(term: dict, says: str) -> None:
     assert Objective.problems([term]) == []
     with pytest.raises(ValueError, match=f"^objective.{says}"):
-        Objective.from_config([term], CLASSES, FEATURES, EMBEDDING, columns={"hat": Column((3, 2, 1))})
+        Objective.from_config([term], CLASSES, FEATURES, EMBEDDING, columns=COLUMNS)
+    count = int(says.split(" for the ")[1].split()[0])
+    name = says.partition(":")[0].removeprefix("0.")
+    Objective.from_config([term | {name: [0.5] * count}], CLASSES, FEATURES, EMBEDDING, columns=COLUMNS)
+
+
+def test_a_loss_of_ones_own_may_have_options_with_the_names_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.Module):
+        pairwise = True
+
+        def __init__(self, alpha: list[float], gather: bool = True):
+            super().__init__()
+            self.alpha, self.gather = alpha, gather
+
+    monkeypatch.setitem(LOSSES._classes, "own", Own)
+    made = build({"loss": "own", "alpha": [0.25, 0.75], "gather": False})
+    assert (made.losses["own"].alpha, made.losses["own"].gather) == ([0.25, 0.75], False)
+    assert made.terms[0].gather, "the option is that of the loss"
 
 
 def test_a_loss_that_is_no_scalar_is_named(batch: tuple[Tensor, Tensor, Tensor]) -> None:

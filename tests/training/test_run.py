@@ -99,6 +99,18 @@ def test_a_balance_trains_on_when_a_term_starts_later(small, name):
     assert "triplet" not in weights[0] and weights[-1]["triplet"] not in (0, 1)
 
 
+def test_a_run_whose_balance_saw_weighted_losses_is_not_continued(small):
+    small.set(balance={"name": "gradnorm"}, checkpoint={"every_steps": 1, "keep": 1, "every_minutes": None})
+    small.train()
+    (small.run / "results.json").unlink()
+    (path,) = CheckpointStore(small.run / "checkpoints", keep=1).steps()
+    state = read_checkpoint(path)
+    del state["objective"]["balance.form"]
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"saw the losses with their weights; end the run"):
+        small.train()
+
+
 def test_the_checkpoint_holds_the_whole_state_and_the_label_map(small):
     small.train()
     store = CheckpointStore(small.run / "checkpoints")
