@@ -62,11 +62,8 @@ def test_words_may_follow_options(shop):
     new = shop.folder / "new.png"
     shutil.copy(photo, new)
     assert shop.json("add", shop.index, "--identity", "zoe", str(new))["rows"] == 21
-    (answer,) = shop.json("query", shop.index, "-k", "1", "--", photo)["queries"]
-    assert answer["query"] == photo
-    shop.refused(
-        "query", shop.index, "-k", "1", "--", "-x.png", says=r"^metricid search: -x\.png: cannot be read"
-    )
+    assert shop.ok("query", shop.index, "-k", "1", "--", photo).startswith(photo)
+    shop.refused("query", shop.index, "-k", "1", "--", "-x.png", says=r" -x\.png: cannot be read")
     with pytest.raises(SystemExit):
         shop.search("query", shop.index, "--kk", "3", photo)
 
